@@ -1,0 +1,35 @@
+# `make mnist` and `make test` work on a fresh machine: they make .venv on first use (see .ci/install).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help mnist test test-slow lint bench clean
+help:
+	@echo "make mnist      train a sparse network on MNIST (real data: DATA=folder or \$$SPARSIFY_DATA)"
+	@echo "make test       the test suite"
+	@echo "make test-slow  the tests that train for minutes"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      time creation, evolution and training steps"
+	@echo "make clean      remove .venv and all that was built"
+
+mnist: .venv/installed
+	$(BIN)/python examples/mnist.py $(if $(DATA),--data $(DATA))
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python examples/benchmark.py
+
+.venv/installed: setup.cfg pyproject.toml .ci/install
+	@PYTHON=$(PYTHON) sh .ci/install
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

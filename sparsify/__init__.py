@@ -1,0 +1,30 @@
+"""Train any PyTorch model truly sparse: `model, optimizer = sparsify(model, optimizer, density=0.1)`."""
+
+from sparsify.api import densify, sparsify
+from sparsify.distributions import epsilon, erdos_renyi, uniform
+from sparsify.evolution import SET, Evolution, Static, coin, fan_in_uniform, zeros
+from sparsify.evolution.rewire import trim
+from sparsify.linear import SparseLinear
+from sparsify.optimizer import SparseOptimizer
+from sparsify.planning import plan, summary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SET",
+    "Evolution",
+    "SparseLinear",
+    "SparseOptimizer",
+    "Static",
+    "coin",
+    "densify",
+    "epsilon",
+    "erdos_renyi",
+    "fan_in_uniform",
+    "plan",
+    "sparsify",
+    "summary",
+    "trim",
+    "uniform",
+    "zeros",
+]

@@ -1,0 +1,172 @@
+"""`sparsify()` and `densify()`: plan, check, replace, wrap."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Literal, overload
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from sparsify import optimizer_state, topology
+from sparsify.distributions import Distribution, erdos_renyi
+from sparsify.evolution import SET, Evolution
+from sparsify.linear import SparseLinear
+from sparsify.optimizer import SparseOptimizer, check_arguments
+from sparsify.optimizer_state import GrownState
+from sparsify.planning import Density, plan
+
+
+@overload
+def sparsify(
+    model: nn.Module,
+    optimizer: Optimizer,
+    density: Density,
+    *,
+    evolution: Evolution = ...,
+    distribution: Distribution = ...,
+    skip: Iterable[str] = ...,
+    start: Literal["random", "magnitude"] = ...,
+    grown_state: GrownState = ...,
+    seed: int | None = ...,
+) -> tuple[nn.Module, SparseOptimizer]: ...
+@overload
+def sparsify(
+    model: nn.Module,
+    optimizer: None,
+    density: Density,
+    *,
+    evolution: Evolution = ...,
+    distribution: Distribution = ...,
+    skip: Iterable[str] = ...,
+    start: Literal["random", "magnitude"] = ...,
+    grown_state: GrownState = ...,
+    seed: int | None = ...,
+) -> tuple[nn.Module, None]: ...
+def sparsify(
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    density: Density,
+    *,
+    evolution: Evolution = SET(),  # noqa: B008  (frozen)
+    distribution: Distribution = erdos_renyi,
+    skip: Iterable[str] = (),
+    start: Literal["random", "magnitude"] = "random",
+    grown_state: GrownState = "zero",
+    seed: int | None = None,
+) -> tuple[nn.Module, SparseOptimizer | None]:
+    """Make `model` truly sparse and `optimizer` evolve its topology: the one line.
+
+    Every trainable nn.Linear becomes a `SparseLinear`; the optimizer's param groups and state move onto the new
+    parameters, at the connections kept. All or nothing: a call that raises leaves model and optimizer as they were.
+
+    Args:
+        model: changed in place; a bare nn.Linear comes back replaced.
+        optimizer: of the model's parameters, new or in the middle of training; None for a sparse model without
+            evolution.
+        density: share of weights kept, in (0, 1]: of all layers together (shared out by `distribution`); or
+            {module-name glob: density} (the first glob that names a layer counts, layers that none names stay dense);
+            or a callable (out_features, in_features) -> density such as `epsilon(20)`.
+        evolution: `SET(...)`, `Static()` or another `Evolution`.
+        distribution: shares a float density among layers.
+        skip: module-name globs of layers, or of modules that contain them, to leave dense.
+        start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
+            largest weights of a trained model as they are.
+        grown_state: what regrown connections find in optimizer buffers: "zero", or "mean" (second moments take the
+            mean of the survivors').
+        seed: of topology and evolution; None takes `torch.initial_seed()`.
+    Returns:
+        (model, optimizer); the optimizer is a `SparseOptimizer`, or None if it was None.
+    Raises:
+        ValueError, TypeError: an argument is out of range or of another kind; the model is sparse already, holds a
+            lazy layer, or nothing that can be sparse; the optimizer holds none of its linear layers or is not
+            elementwise. Nothing is changed.
+    Source: Mocanu et al. 2018, Nature Communications 9:2383.
+    """
+    if optimizer is not None:
+        check_arguments(optimizer, evolution, grown_state, seed)
+    report = plan(model, density, optimizer=optimizer, distribution=distribution, skip=skip)
+    if not report.sparse and not any(layer.reason == "its density is 1" for layer in report.dense):
+        raise ValueError(f"model must hold an nn.Linear that can be sparse, got none.\n{report}")
+
+    seed = torch.initial_seed() if seed is None else seed
+    layers: dict[str, SparseLinear] = {}
+    replaced: dict[nn.Module, SparseLinear] = {}
+    for row in report.sparse:
+        linear = model.get_submodule(row.name)
+        assert isinstance(linear, nn.Linear)
+        if optimizer is not None:
+            optimizer_state.check_elementwise(optimizer, linear.weight, row.name)
+        generator = topology.generator(seed, "start", row.name)
+        layers[row.name] = SparseLinear.from_linear(linear, row.density, start=start, generator=generator)
+        replaced[linear] = layers[row.name]
+
+    with ExitStack() as undo:
+        _replace_modules(model, replaced, undo)
+        wrapped = None
+        if optimizer is not None:
+            _replace_parameters(optimizer, replaced, undo)
+            wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed)
+        undo.pop_all()
+    return replaced.get(model, model), wrapped
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Make a dense copy of a sparse model: ordinary nn.Linear layers, ordinary state-dict keys, the same function.
+
+    Args:
+        model: left as it is, so that training can go on.
+    Returns:
+        a deep copy of the model, its sparse layers dense.
+    """
+    dense = {id(module): module.to_linear() for module in model.modules() if isinstance(module, SparseLinear)}
+    return copy.deepcopy(model, dense)
+
+
+def _replace_modules(model: nn.Module, replaced: Mapping[nn.Module, SparseLinear], undo: ExitStack) -> None:
+    """Put the sparse layers where the linear ones are, at every place of each in the tree."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replaced:
+                undo.callback(parent._modules.__setitem__, name, child)
+                parent._modules[name] = replaced[child]
+        # The fused inference paths of these two read `linear1.weight` as a dense tensor: switch them off.
+        if isinstance(parent, nn.TransformerEncoderLayer) and _has_sparse(parent):
+            _set(parent, "activation_relu_or_gelu", 0, undo)
+        elif isinstance(parent, nn.TransformerEncoder) and _has_sparse(parent):
+            _set(parent, "use_nested_tensor", False, undo)
+
+
+def _replace_parameters(optimizer: Optimizer, replaced: Mapping[nn.Module, SparseLinear], undo: ExitStack) -> None:
+    """Put `values` where `weight` is in the param groups, and carry the state over at the kept connections."""
+    layers = {id(linear._parameters["weight"]): layer for linear, layer in replaced.items()}
+    if isinstance(optimizer, LBFGS):  # one history for all parameters, in their old sizes
+        undo.callback(optimizer.state.update, dict(optimizer.state))
+        optimizer.state.clear()
+        _set(optimizer, "_numel_cache", None, undo)
+    for group in optimizer.param_groups:
+        for index, parameter in enumerate(group["params"]):
+            if id(parameter) not in layers:
+                continue
+            layer = layers[id(parameter)]
+            undo.callback(group["params"].__setitem__, index, parameter)
+            group["params"][index] = layer.values
+            if "param_names" in group:
+                name = group["param_names"][index]
+                undo.callback(group["param_names"].__setitem__, index, name)
+                group["param_names"][index] = name.removesuffix("weight") + "values"
+            if parameter in optimizer.state:
+                state = optimizer.state.pop(parameter)
+                undo.callback(optimizer.state.__setitem__, parameter, state)
+                undo.callback(optimizer.state.pop, layer.values, None)
+                optimizer.state[layer.values] = optimizer_state.gather(state, layer.shape, layer.flat())
+
+
+def _has_sparse(module: nn.Module) -> bool:
+    return any(isinstance(child, SparseLinear) for child in module.modules())
+
+
+def _set(owner: object, name: str, value: object, undo: ExitStack) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)

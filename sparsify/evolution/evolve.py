@@ -1,0 +1,65 @@
+"""The pure core: topology + values -> `Update`. Nothing here changes anything."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsify.evolution.drop import DropRule
+from sparsify.topology import Shape, merge
+
+
+class Update(NamedTuple):
+    """A new topology, and how to move every vector that shares the old one's order to the new one's.
+
+    flat: the new topology, sorted flat indices, (new nnz,).
+    kept: old positions of the survivors, ascending.
+    kept_at: their new positions, ascending.
+    grown_at: new positions of the grown connections, ascending.
+    """
+
+    flat: Tensor
+    kept: Tensor
+    kept_at: Tensor
+    grown_at: Tensor
+
+    def move(self, vector: Tensor, grown: Tensor | float = 0.0) -> Tensor:
+        """`vector` (old nnz,) in the new order (new nnz,), with `grown` at the grown connections."""
+        moved = vector.new_empty(len(self.flat))
+        moved[self.kept_at] = vector[self.kept]
+        moved[self.grown_at] = grown if isinstance(grown, Tensor) else vector.new_tensor(grown)
+        return moved
+
+
+def evolve(
+    flat: Tensor,
+    values: Tensor,
+    shape: Shape,
+    drop_fraction: float,
+    *,
+    drop: DropRule,
+    grow: Callable[[Tensor, Shape, int], Tensor] | None,
+) -> Update:
+    """Drop and grow once.
+
+    As many connections grow as are dropped, all outside the old topology, so no just-dropped connection comes back;
+    where fewer places are free than the rule would drop, only as many are dropped as can be grown. With `grow=None`
+    nothing grows.
+
+    Args:
+        flat: sorted flat indices, (nnz,).
+        values: of the connections, (nnz,).
+        shape: (out_features, in_features).
+        drop_fraction: share of the connections to drop, in [0, 1].
+        drop: the drop rule.
+        grow: the growth rule with its generator bound: (flat, shape, count) -> flat indices; None grows nothing.
+    """
+    free = shape[0] * shape[1] - len(flat)
+    dropped = drop(values, drop_fraction, len(flat) if grow is None else free)
+    survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    survives[dropped] = False
+    kept = survives.nonzero().squeeze(1)
+    grown = flat[:0] if grow is None else grow(flat, shape, len(dropped))
+    merged = merge(flat[kept], grown)
+    return Update(merged.flat, kept, merged.first_at, merged.second_at)

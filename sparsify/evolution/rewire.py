@@ -1,0 +1,54 @@
+"""Where an `Update` is carried out: values, gradient, topology and optimizer buffers move together, here only."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsify import optimizer_state, topology
+from sparsify.evolution.algorithms import check_fraction
+from sparsify.evolution.drop import weakest_per_sign
+from sparsify.evolution.evolve import Update, evolve
+from sparsify.linear import SparseLinear
+from sparsify.optimizer_state import GrownState
+
+
+@torch.no_grad()
+def rewire(
+    layer: SparseLinear,
+    update: Update,
+    grown: Tensor,
+    optimizer: Optimizer | None = None,
+    grown_state: GrownState = "zero",
+) -> None:
+    """Carry out `update`: survivors keep value, gradient and optimizer state; `grown` are the new values."""
+    grown = grown.to(layer.values)
+    grad = layer.values.grad
+    values = update.move(layer.values.detach(), grown)
+    layer.rewire(*topology.to_csr(update.flat, layer.shape), values, None if grad is None else update.move(grad))
+    if optimizer is not None:
+        optimizer_state.move(optimizer, layer.values, update, grown, grown_state)
+
+
+def trim(model: nn.Module, drop_fraction: float) -> nn.Module:
+    """Drop each layer's weakest connections for good and grow nothing: SET's last step, for inference.
+
+    Optimizer state is not trimmed: an optimizer that steps this model again starts the layer's state afresh.
+
+    Args:
+        model: holds sparse layers; changed in place.
+        drop_fraction: share of the positive and of the negative connections to drop, in [0, 1].
+    Returns:
+        the model.
+    Raises:
+        ValueError: drop_fraction is outside [0, 1], or the model holds no sparse layer.
+    Source: Mocanu et al. 2018, algorithm 1, last step.
+    """
+    check_fraction(drop_fraction)
+    layers = [module for module in model.modules() if isinstance(module, SparseLinear)]
+    if not layers:
+        raise ValueError("model must hold a SparseLinear, got none. Make it sparse first: sparsify(model, ...).")
+    for layer in layers:
+        values = layer.values.detach()
+        update = evolve(layer.flat(), values, layer.shape, drop_fraction, drop=weakest_per_sign, grow=None)
+        rewire(layer, update, values[:0])
+    return model

@@ -1,0 +1,289 @@
+"""`SparseLinear`: an nn.Linear that holds its connections only."""
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch_sparse import SparseStorage, SparseTensor
+
+from sparsify import kernels, topology
+from sparsify.distributions import check_density
+from sparsify.topology import Shape
+
+DERIVED = ("row", "ccol", "csc_order")
+"""Index buffers that follow from `crow` and `col`: held for speed, never saved."""
+
+
+class SparseLinear(nn.Module):
+    """A linear layer whose weight is a `torch_sparse.SparseTensor`: y = x W^T + b, over its connections alone.
+
+    The topology lives in the buffers `crow` and `col` (row-major, sorted, unique), so `.to()`, `state_dict()` and
+    `load_state_dict()` carry it. A new layer has a random topology of exactly round(density * in * out) connections,
+    and the initial values of nn.Linear scaled to the sparse fan-in.
+
+    Args:
+        in_features: size of each input.
+        out_features: size of each output.
+        density: share of all in * out places that are connections, in (0, 1].
+        bias: whether to learn an additive bias.
+        generator: on the CPU, of the topology and the initial values; None makes one from `torch.initial_seed()`.
+        device, dtype: of the parameters, as in nn.Linear.
+
+    Attributes:
+        values: Parameter (nnz,), the weights of the connections in row-major order. Always the same object.
+        bias: Parameter (out_features,) or None.
+
+    Shape:
+        input (*, in_features) -> output (*, out_features)
+
+    Raises:
+        ValueError: a size is below 1 or density outside (0, 1].
+    """
+
+    in_features: int
+    out_features: int
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    crow: Tensor
+    col: Tensor
+    row: Tensor
+    ccol: Tensor
+    csc_order: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        density: float,
+        bias: bool = True,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, size in ("in_features", in_features), ("out_features", out_features):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        shape = (out_features, in_features)
+        nnz = topology.connection_count(check_density(density), shape)
+        generator = generator or topology.generator(torch.initial_seed(), "SparseLinear")
+        flat = topology.sample(out_features * in_features, nnz, generator).to(device or torch.get_default_device())
+        values = torch.empty(nnz, device=device, dtype=dtype)
+        values.copy_(fan_in_uniform(nnz, shape, nnz, generator))
+        bound = 1 / math.sqrt(in_features)
+        offsets = torch.empty(out_features).uniform_(-bound, bound, generator=generator).to(values) if bias else None
+        self._assemble(shape, flat, values, None if offsets is None else nn.Parameter(offsets))
+
+    def _assemble(self, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.topology_version = 0
+        self.values = nn.Parameter(values)
+        self.register_parameter("bias", bias)
+        for name in ("crow", "col", *DERIVED):
+            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=name not in DERIVED)
+        self._set_topology(*topology.to_csr(flat, shape))
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        density: float,
+        *,
+        start: Literal["random", "magnitude"] = "random",
+        generator: torch.Generator | None = None,
+    ) -> "SparseLinear":
+        """Make the sparse layer that takes the place of `linear`.
+
+        Hooks, train/eval flag, dtype, device, the weight's gradient and attributes of the user's survive; the bias
+        is shared with `linear`, which is left as it was.
+
+        Args:
+            linear: the dense layer.
+            density: share of its weights to keep, in (0, 1].
+            start: "random" samples the topology uniformly and scales the dense values to the sparse fan-in;
+                "magnitude" keeps the largest weights as they are.
+            generator: on the CPU, of the random topology; None makes one from `torch.initial_seed()`.
+        Raises:
+            ValueError: density is outside (0, 1], or start is neither name.
+        Source: Mocanu et al. 2018 (random Erdős-Rényi start).
+        """
+        shape = (linear.out_features, linear.in_features)
+        total = shape[0] * shape[1]
+        nnz = topology.connection_count(check_density(density), shape)
+        weight = linear.weight.detach()
+        if start == "random":
+            generator = generator or topology.generator(torch.initial_seed(), "SparseLinear")
+            flat = topology.sample(total, nnz, generator).to(weight.device)
+            scale = math.sqrt(total / nnz)
+        elif start == "magnitude":
+            flat = topology.lowest(-weight.abs().flatten(), nnz)
+            scale = 1.0
+        else:
+            raise ValueError(f'start must be "random" or "magnitude", got {start!r}.')
+        layer = cls.__new__(cls)
+        layer._assemble(shape, flat, weight.flatten()[flat] * scale, linear.bias)
+        if linear.weight.grad is not None:
+            layer.values.grad = linear.weight.grad.flatten()[flat]
+        adopt(layer, linear)
+        return layer
+
+    @property
+    def weight(self) -> SparseTensor:
+        """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
+        storage = SparseStorage(
+            row=self.row,
+            rowptr=self.crow,
+            col=self.col,
+            value=self.values,
+            sparse_sizes=(self.out_features, self.in_features),
+            rowcount=None,
+            colptr=self.ccol,
+            colcount=None,
+            csr2csc=self.csc_order,
+            csc2csr=None,
+            is_sorted=True,
+            trust_data=True,
+        )
+        return SparseTensor.from_storage(storage)
+
+    @property
+    def shape(self) -> Shape:
+        """(out_features, in_features)."""
+        return self.out_features, self.in_features
+
+    @property
+    def nnz(self) -> int:
+        """Number of connections."""
+        return len(self.values)
+
+    @property
+    def density(self) -> float:
+        """Share of all places that are connections."""
+        return self.nnz / (self.out_features * self.in_features)
+
+    def flat(self) -> Tensor:
+        """The topology as sorted flat indices `row * in_features + col`, (nnz,) int64."""
+        return self.row * self.in_features + self.col
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (*, in_features) to (*, out_features)."""
+        if input.dim() == 0 or input.shape[-1] != self.in_features:
+            raise ValueError(f"input must be (*, {self.in_features}), got {tuple(input.shape)}.")
+        if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        elif input.dtype != self.values.dtype:
+            raise TypeError(f"input must have the layer's dtype {self.values.dtype}, got {input.dtype}.")
+        indices = {name: getattr(self, name) for name in ("crow", "col", *DERIVED)}
+        return kernels.linear(input, self.values, self.bias, **indices)
+
+    def to_dense(self) -> Tensor:
+        """The weight as a dense tensor (out_features, in_features); attached to autograd."""
+        dense = self.values.new_zeros(self.out_features * self.in_features)
+        return dense.index_put((self.flat(),), self.values).view(self.out_features, self.in_features)
+
+    def to_linear(self) -> nn.Linear:
+        """A dense nn.Linear that computes the same; its parameters are copies."""
+        linear = nn.Linear(self.in_features, self.out_features, device="meta", dtype=self.values.dtype)
+        linear.weight = nn.Parameter(self.to_dense().detach(), requires_grad=self.values.requires_grad)
+        linear.register_parameter("bias", copy.deepcopy(self.bias))
+        adopt(linear, self)
+        return linear
+
+    def extra_repr(self) -> str:
+        """What repr() shows."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
+            f"density={self.density:.3g}, bias={self.bias is not None}"
+        )
+
+    @torch.no_grad()
+    def rewire(self, crow: Tensor, col: Tensor, values: Tensor, grad: Tensor | None) -> None:
+        """Take over another topology with the values that belong to it, in place where nnz stays.
+
+        Whoever calls this moves the optimizer's buffers too: see `evolution.rewire`.
+        """
+        self.values.grad = None
+        if values.shape == self.values.shape:
+            self.values.copy_(values)
+        else:
+            self.values.data = values
+        self.values.grad = grad
+        self._set_topology(crow, col)
+
+    def _set_topology(self, crow: Tensor, col: Tensor) -> None:
+        ccol, csc_order = topology.to_csc(col, self.shape)
+        new = {"crow": crow, "col": col, "row": topology.rows(crow, len(col)), "ccol": ccol, "csc_order": csc_order}
+        for name, index in new.items():
+            buffer = getattr(self, name)
+            if buffer.shape == index.shape:
+                buffer.copy_(index)
+            else:
+                setattr(self, name, index)
+        self.topology_version += 1
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load a sparse checkpoint of any topology, or a dense one (`weight`) at this layer's own topology."""
+        sparse_names = ("values", "crow", "col")
+        found = {name: state_dict[prefix + name] for name in sparse_names if prefix + name in state_dict}
+        dense = None if found else state_dict.get(prefix + "weight")
+        try:
+            if dense is not None:
+                self._load_dense(dense)
+            elif len(found) == len(sparse_names):
+                self._load_sparse(found["values"], found["crow"], found["col"])
+            else:
+                missing_keys += [prefix + name for name in sparse_names if name not in found]
+        except ValueError as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or 'SparseLinear'}: {error}")
+        taken = {prefix + name for name in (sparse_names if dense is None else ("weight",))}
+        rest = {key: value for key, value in state_dict.items() if key not in taken}
+        missing: list[str] = []
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        missing_keys += [key for key in missing if key.removeprefix(prefix) not in sparse_names]
+
+    def _load_dense(self, weight: Tensor) -> None:
+        if tuple(weight.shape) != self.shape:
+            raise ValueError(f"weight must be {self.shape}, got {tuple(weight.shape)}.")
+        flat = self.flat().to(weight.device)
+        with torch.no_grad():
+            self.values.copy_(weight.flatten()[flat])
+
+    def _load_sparse(self, values: Tensor, crow: Tensor, col: Tensor) -> None:
+        if values.dim() != 1:
+            raise ValueError(f"values must be a vector, got shape {tuple(values.shape)}.")
+        topology.check_csr(crow, col, len(values), self.shape)
+        crow, col = crow.to(self.crow), col.to(self.col)
+        if torch.equal(crow, self.crow) and torch.equal(col, self.col):
+            with torch.no_grad():
+                self.values.copy_(values)
+        else:
+            self.rewire(crow.clone(), col.clone(), values.to(self.values, copy=True), None)
+
+
+def index_bytes(nnz: int, shape: Shape) -> int:
+    """Bytes of all index buffers of a layer of `shape` with `nnz` connections."""
+    return 8 * (3 * nnz + shape[0] + 1 + shape[1] + 1)
+
+
+def fan_in_uniform(count: int, shape: Shape, nnz: int, generator: torch.Generator) -> Tensor:
+    """`count` fresh values, uniform in ±1/sqrt(mean sparse fan-in): nn.Linear's rule at the sparse fan-in."""
+    bound = math.sqrt(shape[0] / nnz)
+    return torch.empty(count).uniform_(-bound, bound, generator=generator)
+
+
+def adopt(new: nn.Module, old: nn.Module) -> None:
+    """Give `new` what hangs on `old` beside its tensors: hooks, train/eval flag, attributes of the user's."""
+    own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "topology_version"}
+    new.__dict__.update({name: copy.copy(value) for name, value in old.__dict__.items() if name not in own})

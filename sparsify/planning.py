@@ -1,0 +1,260 @@
+"""Walks a model and decides for every layer: sparse at which density, or left dense and why."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
+from torch.optim import Optimizer
+
+from sparsify import kernels
+from sparsify.distributions import Distribution, check_density, erdos_renyi
+from sparsify.linear import SparseLinear, index_bytes
+from sparsify.topology import Shape, connection_count
+
+HEADER = ("layer", "shape", "density", "connections", "bytes", "if dense", "")
+
+Density = float | Mapping[str, float] | Callable[[Shape], float]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of a `Report`.
+
+    name: as in `model.named_modules()`.
+    kind: the class of the module that is there now.
+    shape: of its weight, (out_features, in_features) for a linear layer.
+    nnz: connections; all places where it is dense.
+    bytes: of its weight, with indices where it is sparse.
+    dense_bytes: of its weight if dense.
+    reason: why it is left dense; None where it is sparse.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    nnz: int
+    bytes: int
+    dense_bytes: int
+    reason: str | None
+
+    @property
+    def density(self) -> float:
+        """Share of all places that are connections."""
+        return self.nnz / max(1, math.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every layer with a weight matrix, sparse or dense; prints as a table."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def sparse(self) -> tuple[LayerReport, ...]:
+        """The sparse layers."""
+        return tuple(layer for layer in self.layers if layer.reason is None)
+
+    @property
+    def dense(self) -> tuple[LayerReport, ...]:
+        """The layers left dense; each has its reason."""
+        return tuple(layer for layer in self.layers if layer.reason is not None)
+
+    def __str__(self) -> str:
+        total = LayerReport(
+            name="total",
+            kind="",
+            shape=(sum(math.prod(layer.shape) for layer in self.layers),),
+            nnz=sum(layer.nnz for layer in self.layers),
+            bytes=sum(layer.bytes for layer in self.layers),
+            dense_bytes=sum(layer.dense_bytes for layer in self.layers),
+            reason=None,
+        )
+        rows = [HEADER, *map(_cells, self.layers), _cells(total)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        aligned = [[cell.rjust(width) for cell, width in zip(row[2:6], widths[2:], strict=False)] for row in rows]
+        lines = [
+            [row[0].ljust(widths[0]), row[1].ljust(widths[1]), *numbers, row[6]]
+            for row, numbers in zip(rows, aligned, strict=True)
+        ]
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def plan(
+    model: nn.Module,
+    density: Density,
+    *,
+    optimizer: Optimizer | None = None,
+    distribution: Distribution = erdos_renyi,
+    skip: Iterable[str] = (),
+) -> Report:
+    """Tell what `sparsify` would do with the same arguments, without doing it.
+
+    Args:
+        model, density, distribution, skip: as for `sparsify`.
+        optimizer: as for `sparsify`; None takes every trainable layer as held by one.
+    Returns:
+        a Report; `print` it for a table.
+    Raises:
+        ValueError, TypeError: as `sparsify`.
+    """
+    refuse_model(model)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    _check_globs("skip", skip, linears)
+    reasons = _why_dense(model, linears, optimizer, skip)
+    eligible = {n: (m.out_features, m.in_features) for n, m in linears.items() if n not in reasons}
+    counts = _connections(density, eligible, distribution, linears)
+    for name, shape in eligible.items():
+        if name not in counts:
+            reasons[name] = "no glob of density names it"
+        elif counts[name] == shape[0] * shape[1]:
+            reasons[name] = "its density is 1"
+    return _report(model, reasons.get, counts.__getitem__)
+
+
+def summary(model: nn.Module) -> Report:
+    """Tell what `model` is now: each layer's shape, density, connections and bytes.
+
+    Returns:
+        a Report; `print` it for a table.
+    """
+    return _report(model, lambda name: "nn.Linear", lambda name: 0)
+
+
+def names(glob: str, name: str) -> bool:
+    """Whether `glob` names the module `name` or one that contains it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[: depth + 1]), glob) for depth in range(len(parts)))
+
+
+def refuse_model(model: object) -> None:
+    """Raise if `model` as a whole cannot be made sparse."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    for name, module in model.named_modules():
+        where = f" in layer {name!r}" if name else ""
+        if isinstance(module, SparseLinear):
+            raise ValueError(f"model must be dense, got SparseLinear{where}. Use densify(model) first.")
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ValueError(f"model must not be wrapped yet, got DistributedDataParallel{where}. Wrap it afterwards.")
+        if isinstance(module, nn.Linear) and isinstance(module.weight, UninitializedParameter):
+            raise ValueError(
+                f"model must know its shapes, got an uninitialized {type(module).__name__}{where}. "
+                "Run one forward pass first."
+            )
+        if isinstance(module, nn.Linear) and module.weight.is_meta:
+            raise ValueError(f"model must be in memory, got the meta device{where}. Use model.to_empty() first.")
+
+
+def _why_dense(
+    model: nn.Module, linears: Mapping[str, nn.Linear], optimizer: Optimizer | None, skip: Sequence[str]
+) -> dict[str, str]:
+    """The reason of each linear layer that cannot or shall not be sparse, whatever the density."""
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
+    attention = {
+        id(part) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()
+    }
+
+    def why(name: str, linear: nn.Linear) -> str | None:
+        if type(linear).forward is not nn.Linear.forward or "forward" in linear.__dict__:
+            return "it has a forward of its own"
+        if "weight" not in linear._parameters or is_parametrized(linear):
+            return "its weight is computed from others (parametrization, weight norm, pruning)"
+        weight = linear.weight
+        if type(weight) is not nn.Parameter:
+            return f"its weight is a {type(weight).__name__}"
+        if id(linear) in attention:
+            return "nn.MultiheadAttention reads its weight directly"
+        if owners[id(weight)] > 1:
+            return "its weight is tied to another module's"
+        if not weight.requires_grad:
+            return "it is frozen"
+        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+            return "its weight has gradient hooks"
+        if weight.dtype not in kernels.SUPPORTED:
+            return f"its dtype is {weight.dtype}"
+        if not weight.numel():
+            return "it has no weights"
+        if any(names(glob, name) for glob in skip):
+            return "skip names it"
+        if held is not None and id(weight) not in held:
+            return "the optimizer does not hold it"
+        return None
+
+    found = {name: why(name, linear) for name, linear in linears.items()}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _connections(
+    density: Density, shapes: Mapping[str, Shape], distribution: Distribution, linears: Iterable[str]
+) -> dict[str, int]:
+    """Connections of each layer that `density` covers."""
+    if isinstance(density, Mapping):
+        for glob, value in density.items():
+            check_density(value, f" for {glob!r}")
+        _check_globs("density", tuple(density), linears)
+        matches = {name: [value for glob, value in density.items() if names(glob, name)] for name in shapes}
+        return {name: connection_count(found[0], shapes[name]) for name, found in matches.items() if found}
+    if callable(density):
+        own = {name: check_density(density(shape), f" in layer {name!r}") for name, shape in shapes.items()}
+        return {name: connection_count(value, shapes[name]) for name, value in own.items()}
+    return _exact(distribution(shapes, check_density(density)), shapes)
+
+
+def _exact(densities: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """Whole connections of each layer, whose sum is the nearest to the densities' (largest remainder)."""
+    wanted = {
+        name: check_density(densities[name], f" in layer {name!r}") * shape[0] * shape[1]
+        for name, shape in shapes.items()
+    }
+    counts = {name: max(1, math.floor(value + 1e-6)) for name, value in wanted.items()}
+    missing = round(sum(wanted.values())) - sum(counts.values())
+    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
+    for name in by_remainder[: max(0, missing)]:
+        counts[name] += 1
+    return counts
+
+
+def _check_globs(argument: str, globs: Sequence[str], layers: Iterable[str]) -> None:
+    layers = list(layers)
+    for glob in globs:
+        if not isinstance(glob, str):
+            raise TypeError(f"{argument} must hold module-name globs, got {glob!r}.")
+        if not any(names(glob, name) for name in layers):
+            raise ValueError(f"{argument} must name nn.Linear layers, got {glob!r}, which names none of {layers}.")
+
+
+def _report(model: nn.Module, reason_of: Callable[[str], str | None], nnz_of: Callable[[str], int]) -> Report:
+    """One row for each module that holds a weight matrix."""
+    rows = []
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, SparseLinear):
+            size = module.values.element_size()
+            dense_bytes = module.out_features * module.in_features * size
+            held = module.nnz * size + index_bytes(module.nnz, module.shape)
+            rows.append(LayerReport(name, kind, module.shape, module.nnz, held, dense_bytes, None))
+            continue
+        matrices = [p for p in module._parameters.values() if p is not None and p.dim() >= 2]
+        if not matrices and not isinstance(module, nn.Linear):
+            continue
+        weight = max(matrices, key=lambda p: p.numel()) if matrices else module.weight
+        size, shape = weight.element_size(), tuple(weight.shape)
+        reason = reason_of(name) if isinstance(module, nn.Linear) else "only nn.Linear becomes sparse"
+        dense_bytes = sum(p.numel() for p in matrices) * size or weight.numel() * size
+        nnz = nnz_of(name) if reason is None else weight.numel()
+        held = dense_bytes if reason else nnz * size + index_bytes(nnz, (shape[0], shape[1]))
+        rows.append(LayerReport(name, kind, shape, nnz, held, dense_bytes, reason))
+    return Report(tuple(rows))
+
+
+def _cells(layer: LayerReport) -> tuple[str, ...]:
+    shape = " x ".join(map(str, layer.shape))
+    numbers = f"{layer.density:.4g}", f"{layer.nnz:,}", f"{layer.bytes:,}", f"{layer.dense_bytes:,}"
+    return layer.name or "(model)", shape, *numbers, f"{layer.kind} left dense: {layer.reason}" if layer.reason else ""
