@@ -1,0 +1,201 @@
+"""Train a truly sparse network on MNIST: a plain training loop with one line of sparsify in it.
+
+python examples/mnist.py                       # 10 % of the connections, evolving
+python examples/mnist.py --compare             # beside a dense and a static sparse network
+python examples/mnist.py --help
+"""
+
+import argparse
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from sparsify import SET, SparseLinear, Static, sparsify, summary
+
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": partial(torch.optim.RMSprop, lr=1e-3),
+}
+
+
+class Result(NamedTuple):
+    """One training run."""
+
+    variant: str
+    accuracies: list[float]  # test accuracy after each epoch, in percent
+    parameters: int
+    bytes: int  # weights, their indices and optimizer state
+    seconds: float  # an epoch, without testing
+    inputs_before: Tensor | None  # connections of each input pixel
+    inputs_after: Tensor | None
+
+
+def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> Result:
+    """Train one network: "dense", "static" (sparse, fixed topology) or "SET" (sparse, evolving)."""
+    torch.manual_seed(options.seed)
+    model = mlp([data.train_images.shape[1], *options.hidden, 10])
+    rate = {} if options.lr is None else {"lr": options.lr}
+    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **rate)
+    steps = -(-len(data.train_images) // options.batch_size) * options.epochs
+
+    if variant != "dense":
+        evolution = SET(options.interval, options.drop_fraction, until=3 * steps // 4) if variant == "SET" else Static()
+        model, optimizer = sparsify(model, optimizer, options.density, evolution=evolution, seed=options.seed)
+
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    inputs_before, accuracies, seconds = connections_of_inputs(model), [], 0.0
+    progress = tqdm(range(options.epochs), desc=f"{variant:>6}", unit="epoch", disable=options.quiet)
+    for _ in progress:
+        start = time.perf_counter()
+        for batch in torch.randperm(len(data.train_images)).split(options.batch_size):
+            loss = F.cross_entropy(model(data.train_images[batch]), data.train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+        seconds += time.perf_counter() - start
+        accuracies.append(test(model, data))
+        progress.set_postfix(loss=f"{loss.item():.3f}", test=f"{accuracies[-1]:.2f} %")
+    if variant != "dense" and not options.quiet:
+        print(summary(model))
+    parameters = sum(p.numel() for p in model.parameters())
+    after = connections_of_inputs(model)
+    return Result(
+        variant, accuracies, parameters, held_bytes(model, optimizer), seconds / options.epochs, inputs_before, after
+    )
+
+
+def mlp(sizes: list[int]) -> nn.Sequential:
+    """A multilayer perceptron with He initialization."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        linear = nn.Linear(inputs, outputs)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@torch.no_grad()
+def test(model: nn.Module, data: datasets.Dataset) -> float:
+    """Test accuracy in percent."""
+    return (model(data.test_images).argmax(1) == data.test_labels).float().mean().item() * 100
+
+
+def connections_of_inputs(model: nn.Sequential) -> Tensor | None:
+    """How many connections each input of the network has; None where its first layer is dense."""
+    first = model[0]
+    return torch.bincount(first.col, minlength=first.in_features) if isinstance(first, SparseLinear) else None
+
+
+def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of parameters, index buffers and optimizer state."""
+    state = [value for buffers in optimizer.state.values() for value in buffers.values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers(), *state])
+
+
+def print_table(results: list[Result]) -> None:
+    """The variants side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "test accuracy, last epoch", "parameters", "KiB of weights + optimizer", "s an epoch")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for r in results:
+        cells = f"{r.accuracies[-1]:.2f} %", f"{r.parameters:,}", f"{r.bytes / 1024:,.0f}", f"{r.seconds:.2f}"
+        table.add_row(r.variant, *cells)
+    Console(width=100).print(table)
+
+
+def plot_accuracy(results: list[Result], path: Path, title: str) -> None:
+    """Test accuracy over epochs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for r in results:
+        label = f"{r.variant}: {r.accuracies[-1]:.2f} %, {r.parameters:,} parameters"
+        axes.plot(range(1, len(r.accuracies) + 1), r.accuracies, marker=".", label=label)
+    lowest = min(accuracy for r in results for accuracy in r.accuracies[len(r.accuracies) // 10 :])
+    axes.set(title=title, xlabel="epoch", ylabel="test accuracy (%)", ylim=(lowest - 0.1, None))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_inputs(result: Result, side: int, path: Path) -> None:
+    """Connections of each input pixel, before and after training: SET finds the centre of the image."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
+    most = int(torch.maximum(result.inputs_before, result.inputs_after).max())
+    for axis, counts, title in zip(
+        axes, (result.inputs_before, result.inputs_after), ("start (random)", "end (evolved)"), strict=True
+    ):
+        image = axis.imshow(counts.view(side, side), vmin=0, vmax=most, cmap="viridis")
+        axis.set(title=title, xticks=[], yticks=[])
+    figure.colorbar(image, ax=axes, label="connections")
+    figure.suptitle("Connections of each input pixel")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Train a truly sparse network on MNIST.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--density", type=float, default=0.1, help="share of the connections kept, in (0, 1]")
+    parser.add_argument("--epochs", type=int, help="default: 10, for digits 100")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
+    parser.add_argument("--lr", type=float, help="learning rate; default: 0.1 for sgd, else 0.001")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[300, 100], metavar="UNITS", help="hidden layers")
+    parser.add_argument("--interval", type=int, default=SET().interval, help="optimizer steps between evolutions")
+    parser.add_argument("--drop-fraction", type=float, default=0.3, help="share of the connections dropped at each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", metavar="FOLDER", help="with the IDX .gz files; default: $SPARSIFY_DATA, or download")
+    parser.add_argument("--dataset", choices=["mnist", "fashion", "digits"], default="mnist")
+    parser.add_argument("--compare", action="store_true", help="train dense, static sparse and SET side by side")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where pictures are saved")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Train, print a table, save two pictures."""
+    options = parse()
+    data = datasets.load(options.dataset, options.data)
+    options.epochs = options.epochs or (100 if data.name == "digits" else 10)
+    variants = ["dense", "static", "SET"] if options.compare else ["SET"]
+    results = [train(variant, data, options) for variant in variants]
+    print_table(results)
+    options.out.mkdir(parents=True, exist_ok=True)
+    network = "-".join(map(str, [data.train_images.shape[1], *options.hidden, 10]))
+    accuracy, inputs = options.out / f"{data.name}-accuracy.png", options.out / f"{data.name}-inputs.png"
+    plot_accuracy(results, accuracy, f"{data.name}, {network}, density {options.density:g}")
+    print(f"saved {accuracy}")
+    if results[-1].inputs_before is not None:
+        plot_inputs(results[-1], data.side, inputs)
+        print(f"saved {inputs}")
+
+
+if __name__ == "__main__":
+    main()
