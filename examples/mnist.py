@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sparsify import SET, SparseLinear, Static, sparsify, summary
+from sparsify import SET, SparseLinear, Static, fan_in_uniform, sparsify, summary, zeros
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
@@ -49,8 +49,16 @@ def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> 
     steps = -(-len(data.train_images) // options.batch_size) * options.epochs
 
     if variant != "dense":
-        evolution = SET(options.interval, options.drop_fraction, until=3 * steps // 4) if variant == "SET" else Static()
-        model, optimizer = sparsify(model, optimizer, options.density, evolution=evolution, seed=options.seed)
+        grown = zeros if options.grown_values == "zeros" else fan_in_uniform
+        set_ = SET(options.interval, options.drop_fraction, until=int(options.until * steps), grown_values=grown)
+        model, optimizer = sparsify(
+            model,
+            optimizer,
+            options.density,
+            evolution=set_ if variant == "SET" else Static(),
+            grown_state=options.grown_state,
+            seed=options.seed,
+        )
 
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     inputs_before, accuracies, seconds = connections_of_inputs(model), [], 0.0
@@ -157,7 +165,7 @@ def plot_inputs(result: Result, side: int, path: Path) -> None:
     pyplot.close(figure)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Train a truly sparse network on MNIST.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -170,18 +178,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, nargs="+", default=[300, 100], metavar="UNITS", help="hidden layers")
     parser.add_argument("--interval", type=int, default=SET().interval, help="optimizer steps between evolutions")
     parser.add_argument("--drop-fraction", type=float, default=0.3, help="share of the connections dropped at each")
+    parser.add_argument("--until", type=float, default=0.75, help="share of the training after which evolution stops")
+    parser.add_argument("--grown-values", choices=["zeros", "fan_in_uniform"], default="zeros")
+    parser.add_argument("--grown-state", choices=["zero", "mean"], default="zero")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", metavar="FOLDER", help="with the IDX .gz files; default: $SPARSIFY_DATA, or download")
     parser.add_argument("--dataset", choices=["mnist", "fashion", "digits"], default="mnist")
     parser.add_argument("--compare", action="store_true", help="train dense, static sparse and SET side by side")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where pictures are saved")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main() -> None:
     """Train, print a table, save two pictures."""
-    options = parse()
+    options = parser().parse_args()
     data = datasets.load(options.dataset, options.data)
     options.epochs = options.epochs or (100 if data.name == "digits" else 10)
     variants = ["dense", "static", "SET"] if options.compare else ["SET"]

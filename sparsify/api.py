@@ -131,11 +131,12 @@ def _replace_modules(model: nn.Module, replaced: Mapping[nn.Module, SparseLinear
             if child is not None and child in replaced:
                 undo.callback(parent._modules.__setitem__, name, child)
                 parent._modules[name] = replaced[child]
-        # The fused inference paths of these two read `linear1.weight` as a dense tensor: switch them off.
-        if isinstance(parent, nn.TransformerEncoderLayer) and _has_sparse(parent):
-            _set(parent, "activation_relu_or_gelu", 0, undo)
-        elif isinstance(parent, nn.TransformerEncoder) and _has_sparse(parent):
-            _set(parent, "use_nested_tensor", False, undo)
+    # The fused inference paths of these two read `linear1.weight` as a dense tensor: switch them off.
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and _has_sparse(module):
+            _set(module, "activation_relu_or_gelu", 0, undo)
+        elif isinstance(module, nn.TransformerEncoder) and _has_sparse(module):
+            _set(module, "use_nested_tensor", False, undo)
 
 
 def _replace_parameters(optimizer: Optimizer, replaced: Mapping[nn.Module, SparseLinear], undo: ExitStack) -> None:

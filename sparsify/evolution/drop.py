@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparsify.topology import lowest
+from sparsify.topology import lowest, positions
 
 DropRule = Callable[[Tensor, float, int], Tensor]
-"""(values (nnz,), drop fraction, most) -> positions of the at most `most` connections to drop, ascending."""
+"""(values (nnz,), drop fraction, most) -> positions of the at most `most` connections to drop."""
 
 
 def weakest_per_sign(values: Tensor, drop_fraction: float, most: int) -> Tensor:
@@ -23,11 +23,11 @@ def weakest_per_sign(values: Tensor, drop_fraction: float, most: int) -> Tensor:
         drop_fraction: in [0, 1].
         most: how many may be dropped at most; where the rule says more, the weakest of these go, whatever their sign.
     Returns:
-        positions of the dropped, ascending, int64.
+        positions of the dropped, int64, in no particular order.
     Source: Mocanu et al. 2018, algorithm 1.
     """
     magnitude = values.abs()
-    zero, positive, negative = ((sign).nonzero().squeeze(1) for sign in (values == 0, values > 0, values < 0))
+    zero, positive, negative = (positions(sign) for sign in (values == 0, values > 0, values < 0))
     own_share, drop_positive, drop_negative = (_share(drop_fraction, len(sign)) for sign in (zero, positive, negative))
     drop_zero = min(len(zero), own_share + drop_positive + drop_negative)
     spared = drop_zero - own_share
@@ -42,7 +42,6 @@ def weakest_per_sign(values: Tensor, drop_fraction: float, most: int) -> Tensor:
             negative[lowest(magnitude[negative], drop_negative)],
         ]
     )
-    dropped = dropped.sort().values
     return dropped if len(dropped) <= most else dropped[lowest(magnitude[dropped], most)]
 
 

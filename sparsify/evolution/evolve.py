@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsify.evolution.drop import DropRule
-from sparsify.topology import Shape, merge
+from sparsify.topology import Shape, merge, positions
 
 
 class Update(NamedTuple):
@@ -27,9 +27,10 @@ class Update(NamedTuple):
     def move(self, vector: Tensor, grown: Tensor | float = 0.0) -> Tensor:
         """`vector` (old nnz,) in the new order (new nnz,), with `grown` at the grown connections."""
         moved = vector.new_empty(len(self.flat))
-        moved[self.kept_at] = vector[self.kept]
-        moved[self.grown_at] = grown if isinstance(grown, Tensor) else vector.new_tensor(grown)
-        return moved
+        moved.index_copy_(0, self.kept_at, vector.index_select(0, self.kept))
+        if isinstance(grown, Tensor):
+            return moved.index_copy_(0, self.grown_at, grown)
+        return moved.index_fill_(0, self.grown_at, grown)
 
 
 def evolve(
@@ -59,7 +60,7 @@ def evolve(
     dropped = drop(values, drop_fraction, len(flat) if grow is None else free)
     survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
     survives[dropped] = False
-    kept = survives.nonzero().squeeze(1)
+    kept = positions(survives)
     grown = flat[:0] if grow is None else grow(flat, shape, len(dropped))
-    merged = merge(flat[kept], grown)
+    merged = merge(flat.index_select(0, kept), grown)
     return Update(merged.flat, kept, merged.first_at, merged.second_at)

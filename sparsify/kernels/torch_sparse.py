@@ -31,6 +31,11 @@ def linear(
         input, values = input.float(), values.float()
         bias = None if bias is None else bias.float()
     features_first = input.reshape(-1, input.shape[-1]).t()
-    product: Tensor = torch.ops.torch_sparse.spmm_sum(row, crow, col, values, ccol, csc_order, features_first)
-    output = product.t().contiguous() if bias is None else product.t() + bias
+    product: Tensor
+    if features_first.shape[1]:
+        product = torch.ops.torch_sparse.spmm_sum(row, crow, col, values, ccol, csc_order, features_first)
+    else:  # torch-sparse divides by the batch size
+        product = (features_first.sum(0) + values.sum()).expand(len(crow) - 1, 0)
+    output = product.t().contiguous()
+    output = output if bias is None else output + bias
     return output.reshape(*input.shape[:-1], len(crow) - 1).to(dtype)

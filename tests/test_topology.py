@@ -1,0 +1,131 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsify import topology
+from sparsify.topology import generator, lowest, merge, sample, sample_outside
+
+
+@given(st.integers(1, 400), st.data())
+@settings(deadline=None, max_examples=100)
+def test_sample_gives_exactly_count_distinct_sorted_numbers(total, data):
+    count = data.draw(st.integers(0, total))
+    picked = sample(total, count, generator(total, count))
+    assert len(picked) == count
+    assert (torch.diff(picked) > 0).all()
+    assert count == 0 or (picked[0] >= 0 and picked[-1] < total)
+
+
+def test_sample_is_exact_far_beyond_memory():
+    picked = sample(10**15, 10_000, generator(1))
+    assert len(picked) == 10_000
+    assert (torch.diff(picked) > 0).all()
+    assert picked[-1] > 0.9 * 10**15
+
+
+@pytest.mark.parametrize(("total", "count"), [(6, 2), (40, 3)])  # by permutation; by rejection
+def test_sample_is_uniform(total, count):
+    tally = torch.zeros(total)
+    draws = 6000
+    stream = generator("uniform")
+    for _ in range(draws):
+        tally[sample(total, count, stream)] += 1
+    expected = draws * count / total
+    chi_squared = ((tally - expected) ** 2 / expected).sum()
+    assert chi_squared < 2.2 * total  # far beyond the 99.9th percentile of a fair sample
+
+
+def test_sample_refuses_more_than_there_are():
+    with pytest.raises(ValueError, match=r"count must be in \[0, 3\], got 4"):
+        sample(3, 4, generator())
+
+
+def test_same_key_same_stream_other_key_other_stream():
+    assert torch.equal(sample(10**6, 100, generator(1, "a")), sample(10**6, 100, generator(1, "a")))
+    assert not torch.equal(sample(10**6, 100, generator(1, "a")), sample(10**6, 100, generator(1, "b")))
+
+
+@given(st.integers(1, 200), st.data())
+@settings(deadline=None, max_examples=100)
+def test_sample_outside_stays_outside(total, data):
+    taken = data.draw(st.integers(0, total))
+    count = data.draw(st.integers(0, total - taken))
+    flat = sample(total, taken, generator("taken", total, taken))
+    grown = sample_outside(flat, total, count, generator("grown", total))
+    assert len(set(grown.tolist())) == count
+    assert not set(grown.tolist()) & set(flat.tolist())
+    assert grown.tolist() == sorted(grown.tolist())
+    assert all(0 <= place < total for place in grown.tolist())
+
+
+def test_sample_outside_can_fill_the_last_place():
+    assert sample_outside(torch.tensor([0, 1, 3]), 4, 1, generator()).tolist() == [2]
+
+
+def test_merge_says_where_everything_went():
+    flat, first_at, second_at = merge(torch.tensor([1, 4, 9]), torch.tensor([0, 5, 6]))
+    assert flat.tolist() == [0, 1, 4, 5, 6, 9]
+    assert first_at.tolist() == [1, 2, 5]
+    assert second_at.tolist() == [0, 3, 4]
+
+
+def test_csr_and_csc_of_a_small_topology():
+    # . x . x
+    # . . . .
+    # x x . .
+    flat, shape = torch.tensor([1, 3, 8, 9]), (3, 4)
+    crow, col = topology.to_csr(flat, shape)
+    assert crow.tolist() == [0, 2, 2, 4]
+    assert col.tolist() == [1, 3, 0, 1]
+    assert topology.rows(crow, 4).tolist() == [0, 0, 2, 2]
+    assert topology.from_csr(crow, col, shape).tolist() == flat.tolist()
+    ccol, order = topology.to_csc(crow, col, shape)
+    assert ccol.tolist() == [0, 1, 3, 3, 4]
+    assert order.tolist() == [2, 0, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("crow", "col", "message"),
+    [
+        ([0, 1], [0, 1], "crow must have out_features"),
+        ([0, 1, 2], [0], "col must have one entry for each of the 2 values"),
+        ([0, 2, 1], [0, 1], "crow must rise"),
+        ([1, 1, 2], [0, 1], "crow must rise"),
+        ([0, -1, 2], [0, 1], "crow must rise"),
+        ([0, 1, 2], [0, 3], "col must be in"),
+        ([0, 1, 2], [-1, 0], "col must be in"),
+        ([0, 2, 2], [1, 1], "col must rise strictly"),
+        ([0, 2, 2], [1, 0], "col must rise strictly"),
+    ],
+)
+def test_check_csr_names_what_is_wrong(crow, col, message):
+    with pytest.raises(ValueError, match=message):
+        topology.check_csr(torch.tensor(crow), torch.tensor(col), 2, (2, 3))
+
+
+def test_check_csr_refuses_floats_and_accepts_int32():
+    with pytest.raises(ValueError, match="int32 or int64"):
+        topology.check_csr(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0, 1]), 2, (2, 3))
+    topology.check_csr(torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1]), 2, (2, 3))
+
+
+def test_fingerprint_tells_topologies_apart():
+    one = topology.to_csr(torch.tensor([1, 3, 8]), (3, 4))
+    other = topology.to_csr(torch.tensor([1, 3, 9]), (3, 4))
+    assert topology.fingerprint(*one) == topology.fingerprint(*(index.clone() for index in one))
+    assert topology.fingerprint(*one) != topology.fingerprint(*other)
+
+
+@pytest.mark.parametrize(
+    ("scores", "count", "expected"),
+    [
+        ([3.0, 1.0, 2.0], 2, [1, 2]),
+        ([1.0, 1.0, 1.0, 0.0], 2, [0, 3]),
+        ([1.0, 2.0], 0, []),
+        ([1.0, 2.0], 2, [0, 1]),
+        ([], 0, []),
+    ],
+)
+def test_lowest_breaks_ties_by_position(scores, count, expected):
+    assert lowest(torch.tensor(scores), count).tolist() == expected
