@@ -1,6 +1,6 @@
 """Accuracy of dense, static sparse and SET networks over densities and seeds: the table in the README.
 
-    python examples/accuracy.py --epochs 100 --interval 1000
+    python examples/accuracy.py --densities .01 .02 .05 .1
 
 Runs that are finished are kept in runs/accuracy.jsonl, so a sweep that was stopped goes on where it was. Takes the
 options of mnist.py too.

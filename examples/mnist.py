@@ -6,6 +6,7 @@ python examples/mnist.py --help
 """
 
 import argparse
+import sys
 import time
 from functools import partial
 from itertools import pairwise
@@ -193,7 +194,10 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Train, print a table, save two pictures."""
     options = parser().parse_args()
-    data = datasets.load(options.dataset, options.data)
+    try:
+        data = datasets.load(options.dataset, options.data)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"mnist.py: {error}")
     options.epochs = options.epochs or (100 if data.name == "digits" else 10)
     variants = ["dense", "static", "SET"] if options.compare else ["SET"]
     results = [train(variant, data, options) for variant in variants]

@@ -63,7 +63,7 @@ class SET(Evolution):
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
 
-    interval: int | Callable[[int], bool] | None = 500
+    interval: int | Callable[[int], bool] | None = 200
 
 
 @dataclass(frozen=True)

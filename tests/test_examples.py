@@ -1,0 +1,86 @@
+import gzip
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import datasets
+import pytest
+
+EXAMPLES = Path(datasets.__file__).parent
+
+
+def run(script, *arguments, cwd):
+    command = [sys.executable, str(EXAMPLES / script), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_mnist_compares_prints_and_saves(tmp_path):
+    done = run("mnist.py", "--dataset", "digits", "--epochs", "3", "--compare", "--hidden", "40", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("dense", "static", "SET", "test accuracy", "parameters", "s an epoch"):
+        assert word in done.stdout
+    for name in ("digits-accuracy.png", "digits-inputs.png"):
+        assert (tmp_path / "runs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_accuracy_is_resumable(tmp_path):
+    arguments = (
+        "--dataset digits --epochs 2 --seeds 2 --densities .1 --variants static SET --hidden 20 --jobs 1".split()
+    )
+    first = run("accuracy.py", *arguments, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    record = (tmp_path / "runs" / "accuracy.jsonl").read_text()
+    assert len(record.splitlines()) == 4
+    second = run("accuracy.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "runs" / "accuracy.jsonl").read_text() == record
+    assert second.stdout == first.stdout
+
+
+def test_benchmark_runs(tmp_path):
+    done = run("benchmark.py", *"--repeats 1 --sizes 64 --batches 8 --densities .1".split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "evolve" in done.stdout
+
+
+def test_a_folder_without_the_files_is_an_error_that_names_them(tmp_path):
+    done = run("mnist.py", "--data", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "train-images-idx3-ubyte.gz" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_network_digits_are_used_and_said_loudly(monkeypatch, tmp_path, capsys):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.delenv("SPARSIFY_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    data = datasets.load("mnist")
+    assert data.name == "digits"
+    assert (data.train_images.shape, data.test_images.shape, data.side) == ((1437, 64), (360, 64), 8)
+    assert abs(data.train_images.mean()) < 1e-5
+    error = capsys.readouterr().err
+    assert "mnist could not be downloaded" in error
+    assert "NOT" in error
+
+
+def test_a_download_with_another_checksum_is_refused_and_not_kept(monkeypatch, tmp_path):
+    class Response:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def read(self):
+            return gzip.compress(b"not mnist")
+
+    monkeypatch.delenv("SPARSIFY_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Response())
+    with pytest.raises(ValueError, match="must be mnist's, got another checksum"):
+        datasets.load("mnist")
+    assert list(tmp_path.rglob("*.gz")) == []

@@ -1,0 +1,28 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippet_runs(number, tmp_path, monkeypatch):
+    """Each snippet by itself, after the first: the reader has met its names there."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for snippet in {0: SNIPPETS[0], number: SNIPPETS[number]}.values():
+        torch.manual_seed(0)
+        exec(compile(snippet, "README.md", "exec"), namespace)
+
+
+def test_there_are_snippets():
+    assert len(SNIPPETS) >= 4
+
+
+def test_the_public_names_are_in_the_readme():
+    import sparsify
+
+    assert [name for name in sparsify.__all__ if f"`{name}" not in README] == []
