@@ -28,7 +28,7 @@ class SparseLinear(nn.Module):
         out_features: size of each output.
         density: share of all in * out places that are connections, in (0, 1].
         bias: whether to learn an additive bias.
-        generator: on the CPU, of the topology and the initial values; None makes one from `torch.initial_seed()`.
+        generator: on the CPU, of the topology and the initial values; None seeds one from torch's global generator.
         device, dtype: of the parameters, as in nn.Linear.
 
     Attributes:
@@ -68,7 +68,7 @@ class SparseLinear(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {size}.")
         shape = (out_features, in_features)
         nnz = topology.connection_count(check_density(density), shape)
-        generator = generator or topology.generator(torch.initial_seed(), "SparseLinear")
+        generator = generator or drawn_generator()
         flat = topology.sample(out_features * in_features, nnz, generator).to(device or torch.get_default_device())
         values = torch.empty(nnz, device=device, dtype=dtype)
         values.copy_(fan_in_uniform(nnz, shape, nnz, generator))
@@ -105,7 +105,7 @@ class SparseLinear(nn.Module):
             density: share of its weights to keep, in (0, 1].
             start: "random" samples the topology uniformly and scales the dense values to the sparse fan-in;
                 "magnitude" keeps the largest weights as they are.
-            generator: on the CPU, of the random topology; None makes one from `torch.initial_seed()`.
+            generator: on the CPU, of the random topology; None seeds one from torch's global generator.
         Raises:
             ValueError: density is outside (0, 1], or start is neither name.
         Source: Mocanu et al. 2018 (random Erdős-Rényi start).
@@ -115,7 +115,7 @@ class SparseLinear(nn.Module):
         nnz = topology.connection_count(check_density(density), shape)
         weight = linear.weight.detach()
         if start == "random":
-            generator = generator or topology.generator(torch.initial_seed(), "SparseLinear")
+            generator = generator or drawn_generator()
             flat = topology.sample(total, nnz, generator).to(weight.device)
             scale = math.sqrt(total / nnz)
         elif start == "magnitude":
@@ -270,6 +270,11 @@ class SparseLinear(nn.Module):
                 self.values.copy_(values)
         else:
             self.rewire(crow.clone(), col.clone(), values.to(self.values, copy=True), None)
+
+
+def drawn_generator() -> torch.Generator:
+    """A generator seeded by the next number of torch's global one, as nn.Linear draws its initial values."""
+    return topology.generator(torch.randint(2**63 - 1, (), device="cpu").item())
 
 
 def index_bytes(nnz: int, shape: Shape) -> int:

@@ -68,6 +68,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_grown_state = grown_state
         self._self_seed = torch.initial_seed() if seed is None else seed
         self._self_step = 0
+        self._self_evolutions = 0
         self._self_history: list[Record] = []
         # The topology that the optimizer's buffers belong to: a layer's version, and after loading a fingerprint.
         self._self_versions = {name: layer.topology_version for name, layer in layers.items()}
@@ -108,7 +109,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         updates = {}
         for name, layer in self._self_layers.items():
             optimizer_state.check_elementwise(optimizer, layer.values, name)
-            generator = topology.generator(self._self_seed, "evolution", len(self._self_history), name)
+            generator = topology.generator(self._self_seed, "evolution", self._self_evolutions, name)
             update = evolve(
                 layer.flat(),
                 layer.values.detach(),
@@ -125,12 +126,14 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         counts = {name: len(grown) for name, (_, grown) in updates.items()}
         record = Record(self._self_step, fraction, dropped=counts, grown=dict(counts))
         self._self_history.append(record)
+        self._self_evolutions += 1
         return record
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state dict and, under "sparsify", what evolution needs to resume bit for bit."""
         own = {
             "step": self._self_step,
+            "evolutions": self._self_evolutions,
             "seed": self._self_seed,
             "history": [record._asdict() for record in self._self_history],
             "topology": {n: topology.fingerprint(layer.crow, layer.col) for n, layer in self._self_layers.items()},
@@ -151,7 +154,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             raise ValueError(f"state_dict must be of the sparse layers {ours}, got {theirs}.")
         history = [Record(**record) for record in own["history"]]
         self.__wrapped__.load_state_dict({key: value for key, value in state_dict.items() if key != "sparsify"})
-        self._self_step, self._self_seed, self._self_history = own["step"], own["seed"], history
+        self._self_step, self._self_evolutions, self._self_seed = own["step"], own["evolutions"], own["seed"]
+        self._self_history = history
         self._self_fingerprints = dict(own["topology"])
         self._self_versions = {}
 
@@ -187,7 +191,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             self._self_versions[name] = layer.topology_version
 
     def _self_parts(self) -> tuple[Any, ...]:
-        kept = "_self_step", "_self_history", "_self_versions", "_self_fingerprints"
+        kept = "_self_step", "_self_evolutions", "_self_history", "_self_versions", "_self_fingerprints"
         return (
             self.__wrapped__,
             self._self_layers,

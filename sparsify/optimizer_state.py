@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import ASGD, LBFGS, Adagrad, Muon, Optimizer, Rprop, SparseAdam
+from torch.optim import ASGD, LBFGS, Adagrad, Optimizer, Rprop
 
 from sparsify.evolution.evolve import Update
 from sparsify.topology import Shape
@@ -14,18 +14,23 @@ GrownState = Literal["zero", "mean"]
 SECOND_MOMENTS = {"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum", "variance"}
 """Buffers of squared or absolute gradients, by the names that torch.optim gives them."""
 
+MATRICES = "it treats a weight as a matrix, and a sparse layer's values are a vector"
 UNSUPPORTED = {
-    Muon: "it orthogonalises 2-D weights, and a sparse layer's values are a vector",
-    SparseAdam: "it takes sparse gradients, and the gradient of a sparse layer's values is a dense vector",
+    "Muon": MATRICES,
+    "Shampoo": MATRICES,
+    "DistributedShampoo": MATRICES,
+    "SOAP": MATRICES,
+    "SparseAdam": "it takes sparse gradients, and the gradient of a sparse layer's values is a dense vector",
 }
+"""By class name, because torch's own Muon is new and there are others of that name."""
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
     """Raise TypeError if `optimizer` cannot train a vector of connections."""
-    for kind, why in UNSUPPORTED.items():
-        if isinstance(optimizer, kind):
+    for kind in optimizer.__class__.__mro__:
+        if kind.__name__ in UNSUPPORTED:
             raise TypeError(
-                f"optimizer must work elementwise, got {kind.__name__}: {why}. "
+                f"optimizer must work elementwise, got {kind.__name__}: {UNSUPPORTED[kind.__name__]}. "
                 "Use SGD, Adam or another elementwise optimizer for the Linear layers."
             )
 

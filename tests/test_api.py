@@ -215,7 +215,7 @@ def test_a_call_that_fails_late_leaves_all_as_it_was(monkeypatch, sabotage, kind
         (
             lambda m: (m, torch.optim.Muon([m[0].weight]), 0.1),
             TypeError,
-            "optimizer must work elementwise, got Muon: it orthogonalises",
+            "optimizer must work elementwise, got Muon: it treats a weight as a matrix",
         ),
         (lambda m: (m, torch.optim.SparseAdam(m.parameters()), 0.1), TypeError, "got SparseAdam"),
     ],

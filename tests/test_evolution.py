@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparsify import SET, Evolution, Static, coin, fan_in_uniform, zeros
 from sparsify.evolution.drop import weakest_per_sign
 from sparsify.evolution.evolve import evolve
-from sparsify.evolution.growth import uniform
+from sparsify.evolution.growth import uniformly
 from sparsify.topology import generator, sample
 
 ALL = 10**9
@@ -76,7 +76,7 @@ SIGNS = (lambda v: v == 0, lambda v: v > 0, lambda v: v < 0)
 
 def set_once(flat, values, shape, fraction, seed=0):
     def grow(flat, shape, count):
-        return uniform(flat, shape, count, generator(seed))
+        return uniformly(flat, shape, count, generator(seed))
 
     return evolve(flat, values, shape, fraction, drop=weakest_per_sign, grow=grow)
 
@@ -113,7 +113,7 @@ def test_drops_only_as_many_as_can_be_grown():
 def test_growth_is_uniform_over_the_inactive_places():
     flat, tally = torch.tensor([0, 5, 6, 7, 13]), torch.zeros(16)
     for seed in range(4000):
-        tally[uniform(flat, (4, 4), 2, generator("growth", seed))] += 1
+        tally[uniformly(flat, (4, 4), 2, generator("growth", seed))] += 1
     assert (tally[flat] == 0).all()
     expected = 4000 * 2 / 11
     assert ((tally - expected) ** 2 / expected)[tally > 0].sum() < 31.3  # chi squared, 10 degrees, p = 0.0005

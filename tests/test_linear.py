@@ -89,6 +89,16 @@ def test_initial_values_are_scaled_to_the_sparse_fan_in():
     assert layer.values.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.02)
 
 
+def test_two_new_layers_differ_and_manual_seed_decides_both():
+    def pair(seed):
+        torch.manual_seed(seed)
+        return SparseLinear(20, 20, 0.3), SparseLinear(20, 20, 0.3)
+
+    (one, two), (again, _) = pair(1), pair(1)
+    assert not torch.equal(one.flat(), two.flat())
+    assert torch.equal(one.to_dense(), again.to_dense())
+
+
 def test_from_linear_random_scales_and_magnitude_keeps():
     linear = nn.Linear(30, 20)
     random = SparseLinear.from_linear(linear, 0.25)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 from sparsify.evolution.drop import DropRule, weakest_per_sign
-from sparsify.evolution.growth import GrownValues, GrowthRule, uniform, zeros
+from sparsify.evolution.growth import GrownValues, GrowthRule, uniformly, zeros
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Evolution:
     until: int | None = None
     grown_values: GrownValues = zeros
     drop: DropRule = weakest_per_sign
-    grow: GrowthRule = uniform
+    grow: GrowthRule = uniformly
 
     def __post_init__(self) -> None:
         if not callable(self.interval) and self.interval is not None:

@@ -14,10 +14,10 @@ GrowthRule = Callable[[Tensor, Shape, int, torch.Generator], Tensor]
 GrownValues = Callable[[int, Shape, int, torch.Generator], Tensor]
 """(count, shape, nnz, generator) -> values (count,) of the grown connections."""
 
-__all__ = ["GrownValues", "GrowthRule", "fan_in_uniform", "uniform", "zeros"]
+__all__ = ["GrownValues", "GrowthRule", "fan_in_uniform", "uniformly", "zeros"]
 
 
-def uniform(flat: Tensor, shape: Shape, count: int, generator: torch.Generator) -> Tensor:
+def uniformly(flat: Tensor, shape: Shape, count: int, generator: torch.Generator) -> Tensor:
     """Grow `count` connections uniformly at random where there are none: SET's rule.
 
     Args:
