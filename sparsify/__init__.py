@@ -2,8 +2,9 @@
 
 from sparsify.api import densify, sparsify
 from sparsify.distributions import epsilon, erdos_renyi, uniform
-from sparsify.evolution import SET, Evolution, Static, coin, fan_in_uniform, zeros
+from sparsify.evolution import SET, Evolution, Static, coin
 from sparsify.evolution.rewire import trim
+from sparsify.initialization import fan_in_uniform, zeros
 from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer
 from sparsify.planning import plan, summary

@@ -15,7 +15,7 @@ from sparsify.evolution import SET, Evolution
 from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer, check_arguments
 from sparsify.optimizer_state import GrownState
-from sparsify.planning import Density, plan
+from sparsify.planning import FULL, Density, plan
 
 
 @overload
@@ -87,15 +87,15 @@ def sparsify(
     if optimizer is not None:
         check_arguments(optimizer, evolution, grown_state, seed)
     report = plan(model, density, optimizer=optimizer, distribution=distribution, skip=skip)
-    if not report.sparse and not any(layer.reason == "its density is 1" for layer in report.dense):
+    if not report.sparse and not any(layer.reason == FULL for layer in report.dense):
         raise ValueError(f"model must hold an nn.Linear that can be sparse, got none.\n{report}")
 
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
     replaced: dict[nn.Module, SparseLinear] = {}
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for row in report.sparse:
-        linear = model.get_submodule(row.name)
-        assert isinstance(linear, nn.Linear)
+        linear = linears[row.name]
         if optimizer is not None:
             optimizer_state.check_elementwise(optimizer, linear.weight, row.name)
         generator = topology.generator(seed, "start", row.name)

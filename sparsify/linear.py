@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch_sparse import SparseStorage, SparseTensor
 
-from sparsify import kernels, topology
+from sparsify import checkpoint, kernels, topology
 from sparsify.distributions import check_density
+from sparsify.initialization import drawn_generator, fan_in_uniform
 from sparsify.topology import Shape
 
 DERIVED = ("row", "ccol", "csc_order")
@@ -235,57 +236,21 @@ class SparseLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Load a sparse checkpoint of any topology, or a dense one (`weight`) at this layer's own topology."""
-        sparse_names = ("values", "crow", "col")
-        found = {name: state_dict[prefix + name] for name in sparse_names if prefix + name in state_dict}
-        dense = None if found else state_dict.get(prefix + "weight")
         try:
-            if dense is not None:
-                self._load_dense(dense)
-            elif len(found) == len(sparse_names):
-                self._load_sparse(found["values"], found["crow"], found["col"])
-            else:
-                missing_keys += [prefix + name for name in sparse_names if name not in found]
+            taken, missing = checkpoint.load(self, state_dict, prefix)
         except ValueError as error:
+            taken, missing = checkpoint.NAMES, []
             error_msgs.append(f"{prefix.removesuffix('.') or 'SparseLinear'}: {error}")
-        taken = {prefix + name for name in (sparse_names if dense is None else ("weight",))}
-        rest = {key: value for key, value in state_dict.items() if key not in taken}
-        missing: list[str] = []
-        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
-        missing_keys += [key for key in missing if key.removeprefix(prefix) not in sparse_names]
-
-    def _load_dense(self, weight: Tensor) -> None:
-        if tuple(weight.shape) != self.shape:
-            raise ValueError(f"weight must be {self.shape}, got {tuple(weight.shape)}.")
-        flat = self.flat().to(weight.device)
-        with torch.no_grad():
-            self.values.copy_(weight.flatten()[flat])
-
-    def _load_sparse(self, values: Tensor, crow: Tensor, col: Tensor) -> None:
-        if values.dim() != 1:
-            raise ValueError(f"values must be a vector, got shape {tuple(values.shape)}.")
-        topology.check_csr(crow, col, len(values), self.shape)
-        crow, col = crow.to(self.crow), col.to(self.col)
-        if torch.equal(crow, self.crow) and torch.equal(col, self.col):
-            with torch.no_grad():
-                self.values.copy_(values)
-        else:
-            self.rewire(crow.clone(), col.clone(), values.to(self.values, copy=True), None)
-
-
-def drawn_generator() -> torch.Generator:
-    """A generator seeded by the next number of torch's global one, as nn.Linear draws its initial values."""
-    return topology.generator(torch.randint(2**63 - 1, (), device="cpu").item())
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in taken}
+        also_missing: list[str] = []
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, also_missing, unexpected_keys, error_msgs)
+        missing_keys += [prefix + name for name in missing]
+        missing_keys += [key for key in also_missing if key.removeprefix(prefix) not in checkpoint.NAMES]
 
 
 def index_bytes(nnz: int, shape: Shape) -> int:
     """Bytes of all index buffers of a layer of `shape` with `nnz` connections."""
     return 8 * (3 * nnz + shape[0] + 1 + shape[1] + 1)
-
-
-def fan_in_uniform(count: int, shape: Shape, nnz: int, generator: torch.Generator) -> Tensor:
-    """`count` fresh values, uniform in ±1/sqrt(mean sparse fan-in): nn.Linear's rule at the sparse fan-in."""
-    bound = math.sqrt(shape[0] / nnz)
-    return torch.empty(count).uniform_(-bound, bound, generator=generator)
 
 
 def adopt(new: nn.Module, old: nn.Module) -> None:

@@ -1,20 +1,20 @@
 """Walks a model and decides for every layer: sparse at which density, or left dense and why."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
-from sparsify import kernels
 from sparsify.distributions import Distribution, check_density, erdos_renyi
+from sparsify.eligibility import refuse_model, why_dense
 from sparsify.linear import SparseLinear, index_bytes
 from sparsify.topology import Shape, connection_count
+
+FULL = "its density is 1"
+"""The reason of a layer whose share of the density reaches all its places."""
 
 HEADER = ("layer", "shape", "density", "connections", "bytes", "if dense", "")
 
@@ -106,14 +106,17 @@ def plan(
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     _check_globs("skip", skip, linears)
-    reasons = _why_dense(model, linears, optimizer, skip)
+    reasons = why_dense(model, linears, optimizer)
+    for name in linears:
+        if any(names(glob, name) for glob in skip):
+            reasons.setdefault(name, "skip names it")
     eligible = {n: (m.out_features, m.in_features) for n, m in linears.items() if n not in reasons}
     counts = _connections(density, eligible, distribution, linears)
     for name, shape in eligible.items():
         if name not in counts:
             reasons[name] = "no glob of density names it"
         elif counts[name] == shape[0] * shape[1]:
-            reasons[name] = "its density is 1"
+            reasons[name] = FULL
     return _report(model, reasons.get, counts.__getitem__)
 
 
@@ -130,65 +133,6 @@ def names(glob: str, name: str) -> bool:
     """Whether `glob` names the module `name` or one that contains it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[: depth + 1]), glob) for depth in range(len(parts)))
-
-
-def refuse_model(model: object) -> None:
-    """Raise if `model` as a whole cannot be made sparse."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    for name, module in model.named_modules():
-        where = f" in layer {name!r}" if name else ""
-        if isinstance(module, SparseLinear):
-            raise ValueError(f"model must be dense, got SparseLinear{where}. Use densify(model) first.")
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            raise ValueError(f"model must not be wrapped yet, got DistributedDataParallel{where}. Wrap it afterwards.")
-        if isinstance(module, nn.Linear) and isinstance(module.weight, UninitializedParameter):
-            raise ValueError(
-                f"model must know its shapes, got an uninitialized {type(module).__name__}{where}. "
-                "Run one forward pass first."
-            )
-        if isinstance(module, nn.Linear) and module.weight.is_meta:
-            raise ValueError(f"model must be in memory, got the meta device{where}. Use model.to_empty() first.")
-
-
-def _why_dense(
-    model: nn.Module, linears: Mapping[str, nn.Linear], optimizer: Optimizer | None, skip: Sequence[str]
-) -> dict[str, str]:
-    """The reason of each linear layer that cannot or shall not be sparse, whatever the density."""
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-    attention = {
-        id(part) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()
-    }
-
-    def why(name: str, linear: nn.Linear) -> str | None:
-        if type(linear).forward is not nn.Linear.forward or "forward" in linear.__dict__:
-            return "it has a forward of its own"
-        if "weight" not in linear._parameters or is_parametrized(linear):
-            return "its weight is computed from others (parametrization, weight norm, pruning)"
-        weight = linear.weight
-        if type(weight) is not nn.Parameter:
-            return f"its weight is a {type(weight).__name__}"
-        if id(linear) in attention:
-            return "nn.MultiheadAttention reads its weight directly"
-        if owners[id(weight)] > 1:
-            return "its weight is tied to another module's"
-        if not weight.requires_grad:
-            return "it is frozen"
-        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
-            return "its weight has gradient hooks"
-        if weight.dtype not in kernels.SUPPORTED:
-            return f"its dtype is {weight.dtype}"
-        if not weight.numel():
-            return "it has no weights"
-        if any(names(glob, name) for glob in skip):
-            return "skip names it"
-        if held is not None and id(weight) not in held:
-            return "the optimizer does not hold it"
-        return None
-
-    found = {name: why(name, linear) for name, linear in linears.items()}
-    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def _connections(

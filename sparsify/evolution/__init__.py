@@ -2,7 +2,7 @@
 
 from sparsify.evolution.algorithms import SET, Evolution, Static
 from sparsify.evolution.drop import weakest_per_sign
-from sparsify.evolution.growth import fan_in_uniform, uniformly, zeros
+from sparsify.evolution.growth import uniformly
 from sparsify.evolution.schedules import coin
 
-__all__ = ["SET", "Evolution", "Static", "coin", "fan_in_uniform", "uniformly", "weakest_per_sign", "zeros"]
+__all__ = ["SET", "Evolution", "Static", "coin", "uniformly", "weakest_per_sign"]

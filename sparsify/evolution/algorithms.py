@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 from sparsify.evolution.drop import DropRule, weakest_per_sign
-from sparsify.evolution.growth import GrownValues, GrowthRule, uniformly, zeros
+from sparsify.evolution.growth import GrowthRule, uniformly
+from sparsify.initialization import GrownValues, zeros
 
 
 @dataclass(frozen=True)

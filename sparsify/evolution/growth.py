@@ -1,20 +1,14 @@
-"""Growth rules: where new connections grow, and the values that they start from."""
+"""Growth rules: where new connections grow."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sparsify.linear import fan_in_uniform
 from sparsify.topology import Shape, sample_outside
 
 GrowthRule = Callable[[Tensor, Shape, int, torch.Generator], Tensor]
 """(flat topology (nnz,), shape, count, generator) -> `count` flat indices outside the topology, sorted."""
-
-GrownValues = Callable[[int, Shape, int, torch.Generator], Tensor]
-"""(count, shape, nnz, generator) -> values (count,) of the grown connections."""
-
-__all__ = ["GrownValues", "GrowthRule", "fan_in_uniform", "uniformly", "zeros"]
 
 
 def uniformly(flat: Tensor, shape: Shape, count: int, generator: torch.Generator) -> Tensor:
@@ -31,8 +25,3 @@ def uniformly(flat: Tensor, shape: Shape, count: int, generator: torch.Generator
         ValueError: fewer than `count` places are free.
     """
     return sample_outside(flat, shape[0] * shape[1], count, generator)
-
-
-def zeros(count: int, shape: Shape, nnz: int, generator: torch.Generator) -> Tensor:
-    """Start grown connections at zero: the function that the network computes does not jump."""
-    return torch.zeros(count)
