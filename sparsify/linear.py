@@ -237,20 +237,29 @@ class SparseLinear(nn.Module):
     ) -> None:
         """Load a sparse checkpoint of any topology, or a dense one (`weight`) at this layer's own topology."""
         try:
-            taken, missing = checkpoint.load(self, state_dict, prefix)
+            found, missing = checkpoint.read(state_dict, prefix, self.shape)
+            if not missing:
+                self._take(found)
         except ValueError as error:
-            taken, missing = checkpoint.NAMES, []
+            found, missing = dict.fromkeys((*checkpoint.SPARSE, "weight"), self.values), []
             error_msgs.append(f"{prefix.removesuffix('.') or 'SparseLinear'}: {error}")
-        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in taken}
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in found}
         also_missing: list[str] = []
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, also_missing, unexpected_keys, error_msgs)
         missing_keys += [prefix + name for name in missing]
-        missing_keys += [key for key in also_missing if key.removeprefix(prefix) not in checkpoint.NAMES]
+        missing_keys += [key for key in also_missing if key.removeprefix(prefix) not in checkpoint.SPARSE]
 
-
-def index_bytes(nnz: int, shape: Shape) -> int:
-    """Bytes of all index buffers of a layer of `shape` with `nnz` connections."""
-    return 8 * (3 * nnz + shape[0] + 1 + shape[1] + 1)
+    @torch.no_grad()
+    def _take(self, found: dict[str, Tensor]) -> None:
+        """Take over a checked weight: a dense one at this layer's topology, a sparse one with its own."""
+        if "weight" in found:
+            self.values.copy_(found["weight"].flatten()[self.flat().to(found["weight"].device)])
+            return
+        values, crow, col = found["values"], found["crow"].to(self.crow), found["col"].to(self.col)
+        if torch.equal(crow, self.crow) and torch.equal(col, self.col):
+            self.values.copy_(values)
+        else:
+            self.rewire(crow.clone(), col.clone(), values.to(self.values, copy=True), None)
 
 
 def adopt(new: nn.Module, old: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sparsify.distributions import Distribution, check_density, erdos_renyi
 from sparsify.eligibility import refuse_model, why_dense
-from sparsify.linear import SparseLinear, index_bytes
+from sparsify.linear import SparseLinear
 from sparsify.topology import Shape, connection_count
 
 FULL = "its density is 1"
@@ -196,6 +196,11 @@ def _report(model: nn.Module, reason_of: Callable[[str], str | None], nnz_of: Ca
         held = dense_bytes if reason else nnz * size + index_bytes(nnz, (shape[0], shape[1]))
         rows.append(LayerReport(name, kind, shape, nnz, held, dense_bytes, reason))
     return Report(tuple(rows))
+
+
+def index_bytes(nnz: int, shape: Shape) -> int:
+    """Bytes of all index buffers of a layer of `shape` with `nnz` connections."""
+    return 8 * (3 * nnz + shape[0] + 1 + shape[1] + 1)
 
 
 def _cells(layer: LayerReport) -> tuple[str, ...]:
