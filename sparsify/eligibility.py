@@ -44,6 +44,8 @@ def why_dense(model: nn.Module, linears: Mapping[str, nn.Linear], optimizer: Opt
             return "it has a forward of its own"
         if "weight" not in linear._parameters or is_parametrized(linear):
             return "its weight is computed from others (parametrization, weight norm, pruning)"
+        if linear._parameters.keys() - {"weight", "bias"} or linear._buffers or linear._modules:
+            return "it holds more than a weight and a bias"
         weight = linear.weight
         if type(weight) is not nn.Parameter:
             return f"its weight is a {type(weight).__name__}"

@@ -18,6 +18,7 @@ MATRICES = "it treats a weight as a matrix, and a sparse layer's values are a ve
 UNSUPPORTED = {
     "Muon": MATRICES,
     "Shampoo": MATRICES,
+    "ScalableShampoo": MATRICES,
     "DistributedShampoo": MATRICES,
     "SOAP": MATRICES,
     "SparseAdam": "it takes sparse gradients, and the gradient of a sparse layer's values is a dense vector",
