@@ -88,6 +88,8 @@ class Zoo(nn.Module):
         self.conv = nn.Conv2d(3, 4, 5)
         self.lstm = nn.LSTM(4, 4)
         self.bilinear = nn.Bilinear(2, 3, 4)
+        self.buffered = nn.Linear(8, 8)
+        self.buffered.register_buffer("scale", torch.ones(8))
         self.elsewhere = nn.Linear(8, 8)
 
 
@@ -96,12 +98,12 @@ def test_every_layer_left_dense_has_its_reason():
     held = [p for name, p in zoo.named_parameters() if not name.startswith("elsewhere")]
     found = reasons(plan(zoo, 0.5, optimizer=torch.optim.SGD(held, 0.1)))
     assert found.pop("plain") is None
-    assert found.pop("normed.parametrizations.weight", None) is None or True
     assert found["frozen"] == "it is frozen"
     assert found["own"] == found["patched"] == "it has a forward of its own"
     assert "parametrization" in found["normed"]
     assert found["complex"] == "its dtype is torch.complex64"
     assert found["hooked"] == "its weight has gradient hooks"
+    assert found["buffered"] == "it holds more than a weight and a bias"
     assert "tied" in found["tied"]
     assert "MultiheadAttention" in found["attention.out_proj"]
     assert found["elsewhere"] == "the optimizer does not hold it"
@@ -126,6 +128,7 @@ def test_the_report_prints_as_a_table():
         ({"density": {"0": 2.0}}, ValueError, "density must be in .* for '0'"),
         ({"density": {"head": 0.1}}, ValueError, "density must name nn.Linear layers, got 'head'"),
         ({"density": lambda shape: 0}, ValueError, "density must be in .* in layer '0'"),
+        ({"density": 0.1, "distribution": lambda *_: {"0": 0.1}}, ValueError, r"got none for \['2', '4'\]"),
         ({"density": 0.1, "skip": ["head"]}, ValueError, "skip must name nn.Linear layers, got 'head'"),
         ({"density": 0.1, "skip": [3]}, TypeError, "skip must hold module-name globs, got 3"),
     ],
