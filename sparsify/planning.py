@@ -153,8 +153,8 @@ def _connections(
 
 def _exact(densities: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, int]:
     """Whole connections of each layer, whose sum is the nearest to the densities' (largest remainder)."""
-    if missing := shapes.keys() - densities.keys():
-        raise ValueError(f"distribution must give every layer a density, got none for {sorted(missing)}.")
+    if uncovered := shapes.keys() - densities.keys():
+        raise ValueError(f"distribution must give every layer a density, got none for {sorted(uncovered)}.")
     wanted = {
         name: check_density(densities[name], f" in layer {name!r}") * shape[0] * shape[1]
         for name, shape in shapes.items()
