@@ -173,12 +173,14 @@ class SparseLinear(nn.Module):
         """Map (*, in_features) to (*, out_features)."""
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise ValueError(f"input must be (*, {self.in_features}), got {tuple(input.shape)}.")
+        if input.device != self.values.device:
+            raise ValueError(f"input must be on the layer's device {self.values.device}, got {input.device}.")
         if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(input.device.type))
         elif input.dtype != self.values.dtype:
             raise TypeError(f"input must have the layer's dtype {self.values.dtype}, got {input.dtype}.")
         indices = {name: getattr(self, name) for name in ("crow", "col", *DERIVED)}
-        return kernels.linear(input, self.values, self.bias, **indices)
+        return kernels.linear(input, self.values, self.bias, indices)
 
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor (out_features, in_features); attached to autograd."""

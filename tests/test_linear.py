@@ -142,6 +142,7 @@ def test_to_linear_round_trip():
     [
         (torch.randn(3, 19), ValueError, r"input must be \(\*, 20\), got \(3, 19\)"),
         (torch.tensor(1.0), ValueError, r"input must be \(\*, 20\), got \(\)"),
+        (torch.randn(3, 20, device="meta"), ValueError, "input must be on the layer's device cpu, got meta"),
         (torch.randn(3, 20).double(), TypeError, "input must have the layer's dtype torch.float32, got torch.float64"),
     ],
 )
