@@ -217,7 +217,7 @@ class SparseLinear(nn.Module):
         self._set_topology(crow, col)
 
     def _set_topology(self, crow: Tensor, col: Tensor) -> None:
-        ccol, csc_order = topology.to_csc(crow, col, self.shape)
+        ccol, csc_order = topology.to_csc(col, self.shape)
         new = {"crow": crow, "col": col, "row": topology.rows(crow, len(col)), "ccol": ccol, "csc_order": csc_order}
         for name, index in new.items():
             buffer = getattr(self, name)

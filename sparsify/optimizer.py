@@ -118,7 +118,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
                 drop=algorithm.drop,
                 grow=partial(_grow, algorithm.grow, generator),
             )
-            grown = algorithm.grown_values(len(update.grown_at), layer.shape, layer.nnz, generator)
+            grown = algorithm.grown_values(update.grown, layer.shape, layer.nnz, generator)
             updates[name] = update, grown
         for name, (update, grown) in updates.items():
             rewire(self._self_layers[name], update, grown, optimizer, self._self_grown_state)

@@ -2,11 +2,9 @@
 
 import hashlib
 import random
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 Shape = tuple[int, int]
@@ -38,9 +36,12 @@ def sample(total: int, count: int, generator: torch.Generator) -> Tensor:
         margin = int(expected + 4 * expected**0.5) + 1
         more = torch.randint(total, (count - len(picked) + margin,), generator=generator)
         picked = np.sort(np.concatenate([picked, more.numpy()]))
-        picked = picked[np.diff(picked, prepend=-1) > 0]
-    surplus = sample(len(picked), len(picked) - count, generator)
-    return torch.from_numpy(np.delete(picked, surplus.numpy()))
+        first = np.ones(len(picked), dtype=bool)
+        np.not_equal(picked[1:], picked[:-1], out=first[1:])
+        picked = picked[first]
+    keep = np.ones(len(picked), dtype=bool)
+    keep[sample(len(picked), len(picked) - count, generator).numpy()] = False
+    return torch.from_numpy(picked[keep])
 
 
 def sample_outside(flat: Tensor, total: int, count: int, generator: torch.Generator) -> Tensor:
@@ -51,7 +52,17 @@ def sample_outside(flat: Tensor, total: int, count: int, generator: torch.Genera
     """
     rank = sample(total - len(flat), count, generator).to(flat.device)
     inactive_before = flat - torch.arange(len(flat), device=flat.device)
-    return rank + searchsorted(inactive_before, rank, right=True)
+    merged = merge_order(inactive_before, rank)
+    active_before = positions(merged >= len(flat)) - torch.arange(count, device=flat.device)
+    return rank + active_before
+
+
+def merge_order(first: Tensor, second: Tensor) -> Tensor:
+    """The order that sorts two sorted vectors laid end to end; among equals those of `first` come first."""
+    both = torch.cat([first, second])
+    if both.device.type == "cpu":  # NumPy's stable sort merges sorted runs in linear time
+        return torch.from_numpy(np.argsort(both.numpy(), kind="stable"))
+    return torch.sort(both, stable=True).indices
 
 
 def positions(chosen: Tensor) -> Tensor:
@@ -61,36 +72,10 @@ def positions(chosen: Tensor) -> Tensor:
     return chosen.nonzero().squeeze(1)
 
 
-def searchsorted(sorted: Tensor, queries: Tensor, right: bool = False) -> Tensor:
-    """`torch.searchsorted` for queries that are sorted themselves, which NumPy makes use of."""
-    if sorted.device.type == "cpu":
-        return torch.from_numpy(np.searchsorted(sorted.numpy(), queries.numpy(), side="right" if right else "left"))
-    return torch.searchsorted(sorted, queries, right=right)
-
-
-class Merged(NamedTuple):
-    """Two disjoint topologies in one: the sorted union, and where each one's entries are in it (ascending)."""
-
-    flat: Tensor
-    first_at: Tensor
-    second_at: Tensor
-
-
-def merge(first: Tensor, second: Tensor) -> Merged:
-    """Merge two sorted, disjoint topologies in linear memory."""
-    second_at = searchsorted(first, second) + torch.arange(len(second), device=second.device)
-    is_first = torch.ones(len(first) + len(second), dtype=torch.bool, device=first.device)
-    is_first[second_at] = False
-    first_at = positions(is_first)
-    flat = torch.empty(len(is_first), dtype=torch.int64, device=first.device)
-    flat.index_copy_(0, first_at, first).index_copy_(0, second_at, second)
-    return Merged(flat, first_at, second_at)
-
-
 def to_csr(flat: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """`crow` (out_features + 1,) and `col` (nnz,) of a topology."""
     starts = torch.arange(shape[0] + 1, device=flat.device) * shape[1]
-    return searchsorted(flat, starts), flat % max(shape[1], 1)
+    return torch.searchsorted(flat, starts), flat % max(shape[1], 1)
 
 
 def rows(crow: Tensor, nnz: int) -> Tensor:
@@ -103,13 +88,14 @@ def from_csr(crow: Tensor, col: Tensor, shape: Shape) -> Tensor:
     return rows(crow, len(col)) * shape[1] + col
 
 
-def to_csc(crow: Tensor, col: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+def to_csc(col: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """`ccol` (in_features + 1,) and the order (nnz,) that sorts a row-major topology by column."""
-    if col.device.type == "cpu":  # SciPy counts where torch sorts: linear time
-        by_column = csr_array((np.arange(len(col)), col.numpy(), crow.numpy()), shape=shape).tocsc()
-        return torch.from_numpy(by_column.indptr).long(), torch.from_numpy(by_column.data)
-    by_column = torch.sort(col, stable=True)
-    return torch.searchsorted(by_column.values, torch.arange(shape[1] + 1, device=col.device)), by_column.indices
+    ccol = torch.zeros(shape[1] + 1, dtype=torch.int64, device=col.device)
+    torch.cumsum(torch.bincount(col, minlength=shape[1]), 0, out=ccol[1:])
+    if col.device.type == "cpu":
+        keys = col.numpy().astype(np.uint16) if shape[1] <= 2**16 else col.numpy()  # 16 bits: NumPy counts, not sorts
+        return ccol, torch.from_numpy(np.argsort(keys, kind="stable"))
+    return ccol, torch.sort(col, stable=True).indices
 
 
 def check_csr(crow: Tensor, col: Tensor, nnz: int, shape: Shape) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify import topology
-from sparsify.topology import generator, lowest, merge, sample, sample_outside
+from sparsify.topology import generator, lowest, sample, sample_outside
 
 
 @given(st.integers(1, 400), st.data())
@@ -63,11 +63,9 @@ def test_sample_outside_can_fill_the_last_place():
     assert sample_outside(torch.tensor([0, 1, 3]), 4, 1, generator()).tolist() == [2]
 
 
-def test_merge_says_where_everything_went():
-    flat, first_at, second_at = merge(torch.tensor([1, 4, 9]), torch.tensor([0, 5, 6]))
-    assert flat.tolist() == [0, 1, 4, 5, 6, 9]
-    assert first_at.tolist() == [1, 2, 5]
-    assert second_at.tolist() == [0, 3, 4]
+def test_merge_order_sorts_two_runs_and_puts_the_first_of_equals_first():
+    assert topology.merge_order(torch.tensor([1, 4, 9]), torch.tensor([0, 4, 6])).tolist() == [3, 0, 1, 4, 5, 2]
+    assert topology.merge_order(torch.tensor([1, 4]), torch.tensor([], dtype=torch.int64)).tolist() == [0, 1]
 
 
 def test_csr_and_csc_of_a_small_topology():
@@ -80,7 +78,7 @@ def test_csr_and_csc_of_a_small_topology():
     assert col.tolist() == [1, 3, 0, 1]
     assert topology.rows(crow, 4).tolist() == [0, 0, 2, 2]
     assert topology.from_csr(crow, col, shape).tolist() == flat.tolist()
-    ccol, order = topology.to_csc(crow, col, shape)
+    ccol, order = topology.to_csc(col, shape)
     assert ccol.tolist() == [0, 1, 3, 3, 4]
     assert order.tolist() == [2, 0, 3, 1]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsify.evolution.drop import DropRule
-from sparsify.topology import Shape, merge, positions
+from sparsify.topology import Shape, merge_order, positions
 
 
 class Update(NamedTuple):
@@ -15,22 +15,21 @@ class Update(NamedTuple):
 
     flat: the new topology, sorted flat indices, (new nnz,).
     kept: old positions of the survivors, ascending.
-    kept_at: their new positions, ascending.
-    grown_at: new positions of the grown connections, ascending.
+    order: sorts the survivors, followed by the grown connections, into the new topology.
     """
 
     flat: Tensor
     kept: Tensor
-    kept_at: Tensor
-    grown_at: Tensor
+    order: Tensor
 
-    def move(self, vector: Tensor, grown: Tensor | float = 0.0) -> Tensor:
+    @property
+    def grown(self) -> int:
+        """How many connections are new."""
+        return len(self.flat) - len(self.kept)
+
+    def move(self, vector: Tensor, grown: Tensor) -> Tensor:
         """`vector` (old nnz,) in the new order (new nnz,), with `grown` at the grown connections."""
-        moved = vector.new_empty(len(self.flat))
-        moved.index_copy_(0, self.kept_at, vector.index_select(0, self.kept))
-        if isinstance(grown, Tensor):
-            return moved.index_copy_(0, self.grown_at, grown)
-        return moved.index_fill_(0, self.grown_at, grown)
+        return torch.cat([vector.index_select(0, self.kept), grown]).index_select(0, self.order)
 
 
 def evolve(
@@ -62,5 +61,6 @@ def evolve(
     survives[dropped] = False
     kept = positions(survives)
     grown = flat[:0] if grow is None else grow(flat, shape, len(dropped))
-    merged = merge(flat.index_select(0, kept), grown)
-    return Update(merged.flat, kept, merged.first_at, merged.second_at)
+    survivors = flat.index_select(0, kept)
+    order = merge_order(survivors, grown)
+    return Update(torch.cat([survivors, grown]).index_select(0, order), kept, order)

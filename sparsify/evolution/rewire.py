@@ -24,7 +24,8 @@ def rewire(
     grown = grown.to(layer.values)
     grad = layer.values.grad
     values = update.move(layer.values.detach(), grown)
-    layer.rewire(*topology.to_csr(update.flat, layer.shape), values, None if grad is None else update.move(grad))
+    moved_grad = None if grad is None else update.move(grad, torch.zeros_like(grown))
+    layer.rewire(*topology.to_csr(update.flat, layer.shape), values, moved_grad)
     if optimizer is not None:
         optimizer_state.move(optimizer, layer.values, update, grown, grown_state)
 
