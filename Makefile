@@ -2,11 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help mnist test test-slow lint bench clean
+.PHONY: help mnist test lint bench clean
 help:
 	@echo "make mnist      train a sparse network on MNIST (real data: DATA=folder or \$$SPARSIFY_DATA)"
 	@echo "make test       the test suite"
-	@echo "make test-slow  the tests that train for minutes"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time creation, evolution and training steps"
 	@echo "make clean      remove .venv and all that was built"
@@ -15,10 +14,7 @@ mnist: .venv/installed
 	$(BIN)/python examples/mnist.py $(if $(DATA),--data $(DATA))
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 lint: .venv/installed
 	$(BIN)/ruff check .
