@@ -85,7 +85,7 @@ class SparseLinear(nn.Module):
         self.register_parameter("bias", bias)
         for name in ("crow", "col", *DERIVED):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=name not in DERIVED)
-        self._set_topology(*topology.to_csr(flat, shape))
+        self._set_topology(flat)
 
     @classmethod
     def from_linear(
@@ -203,7 +203,7 @@ class SparseLinear(nn.Module):
         )
 
     @torch.no_grad()
-    def rewire(self, crow: Tensor, col: Tensor, values: Tensor, grad: Tensor | None) -> None:
+    def rewire(self, flat: Tensor, values: Tensor, grad: Tensor | None) -> None:
         """Take over another topology with the values that belong to it, in place where nnz stays.
 
         Whoever calls this moves the optimizer's buffers too: see `evolution.rewire`.
@@ -214,11 +214,12 @@ class SparseLinear(nn.Module):
         else:
             self.values.data = values
         self.values.grad = grad
-        self._set_topology(crow, col)
+        self._set_topology(flat)
 
-    def _set_topology(self, crow: Tensor, col: Tensor) -> None:
+    def _set_topology(self, flat: Tensor) -> None:
+        crow, row, col = topology.to_csr(flat, self.shape)
         ccol, csc_order = topology.to_csc(col, self.shape)
-        new = {"crow": crow, "col": col, "row": topology.rows(crow, len(col)), "ccol": ccol, "csc_order": csc_order}
+        new = {"crow": crow, "col": col, "row": row, "ccol": ccol, "csc_order": csc_order}
         for name, index in new.items():
             buffer = getattr(self, name)
             if buffer.shape == index.shape:
@@ -261,7 +262,7 @@ class SparseLinear(nn.Module):
         if torch.equal(crow, self.crow) and torch.equal(col, self.col):
             self.values.copy_(values)
         else:
-            self.rewire(crow.clone(), col.clone(), values.to(self.values, copy=True), None)
+            self.rewire(topology.from_csr(crow, col, self.shape), values.to(self.values, copy=True), None)
 
 
 def adopt(new: nn.Module, old: nn.Module) -> None:

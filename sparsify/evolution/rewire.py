@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsify import optimizer_state, topology
+from sparsify import optimizer_state
 from sparsify.evolution.algorithms import check_fraction
 from sparsify.evolution.drop import weakest_per_sign
 from sparsify.evolution.evolve import Update, evolve
@@ -25,7 +25,7 @@ def rewire(
     grad = layer.values.grad
     values = update.move(layer.values.detach(), grown)
     moved_grad = None if grad is None else update.move(grad, torch.zeros_like(grown))
-    layer.rewire(*topology.to_csr(update.flat, layer.shape), values, moved_grad)
+    layer.rewire(update.flat, values, moved_grad)
     if optimizer is not None:
         optimizer_state.move(optimizer, layer.values, update, grown, grown_state)
 
