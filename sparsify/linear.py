@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -239,14 +240,16 @@ class SparseLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Load a sparse checkpoint of any topology, or a dense one (`weight`) at this layer's own topology."""
+        taken: Collection[str] = (*checkpoint.SPARSE, "weight")
+        missing: list[str] = []
         try:
             found, missing = checkpoint.read(state_dict, prefix, self.shape)
+            taken = found.keys()
             if not missing:
                 self._take(found)
         except ValueError as error:
-            found, missing = dict.fromkeys((*checkpoint.SPARSE, "weight"), self.values), []
             error_msgs.append(f"{prefix.removesuffix('.') or 'SparseLinear'}: {error}")
-        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in found}
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in taken}
         also_missing: list[str] = []
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, also_missing, unexpected_keys, error_msgs)
         missing_keys += [prefix + name for name in missing]

@@ -47,8 +47,8 @@ def sample(total: int, count: int, generator: torch.Generator) -> Tensor:
 def sample_outside(flat: Tensor, total: int, count: int, generator: torch.Generator) -> Tensor:
     """Exactly `count` numbers of range(total) that are not in `flat` (sorted, unique), uniformly; sorted.
 
-    Samples ranks among the inactive places and maps rank to place by a binary search, so nothing is ever rejected
-    and a nearly full layer costs no more than an empty one.
+    Samples ranks among the inactive places and maps rank to place by merging them with the active ones, so nothing is
+    ever rejected and a nearly full layer costs no more than an empty one.
     """
     rank = sample(total - len(flat), count, generator).to(flat.device)
     inactive_before = flat - torch.arange(len(flat), device=flat.device)
