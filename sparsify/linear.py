@@ -12,9 +12,9 @@ from torch_sparse import SparseStorage, SparseTensor
 from sparsify import checkpoint, kernels, topology
 from sparsify.distributions import check_density
 from sparsify.initialization import drawn_generator, fan_in_uniform
-from sparsify.topology import Shape
+from sparsify.topology import Indices, Shape
 
-DERIVED = ("row", "ccol", "csc_order")
+DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
 
 
@@ -50,8 +50,8 @@ class SparseLinear(nn.Module):
     bias: nn.Parameter | None
     crow: Tensor
     col: Tensor
-    row: Tensor
     ccol: Tensor
+    csc_row: Tensor
     csc_order: Tensor
 
     def __init__(
@@ -84,8 +84,8 @@ class SparseLinear(nn.Module):
         self.topology_version = 0
         self.values = nn.Parameter(values)
         self.register_parameter("bias", bias)
-        for name in ("crow", "col", *DERIVED):
-            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=name not in DERIVED)
+        for name in Indices._fields:
+            self.register_buffer(name, torch.empty(0, dtype=torch.int32), persistent=name not in DERIVED)
         self._set_topology(flat)
 
     @classmethod
@@ -136,15 +136,15 @@ class SparseLinear(nn.Module):
     def weight(self) -> SparseTensor:
         """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
         storage = SparseStorage(
-            row=self.row,
-            rowptr=self.crow,
-            col=self.col,
+            row=topology.rows(self.crow, self.nnz),
+            rowptr=self.crow.long(),
+            col=self.col.long(),
             value=self.values,
             sparse_sizes=(self.out_features, self.in_features),
             rowcount=None,
-            colptr=self.ccol,
+            colptr=self.ccol.long(),
             colcount=None,
-            csr2csc=self.csc_order,
+            csr2csc=self.csc_order.long(),
             csc2csr=None,
             is_sorted=True,
             trust_data=True,
@@ -168,20 +168,21 @@ class SparseLinear(nn.Module):
 
     def flat(self) -> Tensor:
         """The topology as sorted flat indices `row * in_features + col`, (nnz,) int64."""
-        return self.row * self.in_features + self.col
+        return topology.from_csr(self.crow, self.col, self.shape)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
+        values, device = self.values, input.device
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise ValueError(f"input must be (*, {self.in_features}), got {tuple(input.shape)}.")
-        if input.device != self.values.device:
-            raise ValueError(f"input must be on the layer's device {self.values.device}, got {input.device}.")
-        if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-            input = input.to(torch.get_autocast_dtype(input.device.type))
-        elif input.dtype != self.values.dtype:
-            raise TypeError(f"input must have the layer's dtype {self.values.dtype}, got {input.dtype}.")
-        indices = {name: getattr(self, name) for name in ("crow", "col", *DERIVED)}
-        return kernels.linear(input, self.values, self.bias, indices)
+        if device != values.device:
+            raise ValueError(f"input must be on the layer's device {values.device}, got {device}.")
+        if torch.is_autocast_enabled(device.type) and input.dtype != torch.float64:
+            input = input.to(torch.get_autocast_dtype(device.type))
+        elif input.dtype != values.dtype:
+            raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")
+        indices = Indices(*[self._buffers[name] for name in Indices._fields])
+        return kernels.linear(input, values, self.bias, indices)
 
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor (out_features, in_features); attached to autograd."""
@@ -218,12 +219,9 @@ class SparseLinear(nn.Module):
         self._set_topology(flat)
 
     def _set_topology(self, flat: Tensor) -> None:
-        crow, row, col = topology.to_csr(flat, self.shape)
-        ccol, csc_order = topology.to_csc(col, self.shape)
-        new = {"crow": crow, "col": col, "row": row, "ccol": ccol, "csc_order": csc_order}
-        for name, index in new.items():
+        for name, index in topology.index(flat, self.shape)._asdict().items():
             buffer = getattr(self, name)
-            if buffer.shape == index.shape:
+            if buffer.shape == index.shape and buffer.dtype == index.dtype:
                 buffer.copy_(index)
             else:
                 setattr(self, name, index)

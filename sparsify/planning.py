@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from sparsify.distributions import Distribution, check_density, erdos_renyi
 from sparsify.eligibility import refuse_model, why_dense
 from sparsify.linear import SparseLinear
-from sparsify.topology import Shape, connection_count
+from sparsify.topology import Shape, connection_count, index_dtype
 
 FULL = "its density is 1"
 """The reason of a layer whose share of the density reaches all its places."""
@@ -202,7 +202,7 @@ def _report(model: nn.Module, reason_of: Callable[[str], str | None], nnz_of: Ca
 
 def index_bytes(nnz: int, shape: Shape) -> int:
     """Bytes of all index buffers of a layer of `shape` with `nnz` connections."""
-    return 8 * (3 * nnz + shape[0] + 1 + shape[1] + 1)
+    return index_dtype(nnz, shape).itemsize * (3 * nnz + shape[0] + 1 + shape[1] + 1)
 
 
 def _cells(layer: LayerReport) -> tuple[str, ...]:

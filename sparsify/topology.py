@@ -2,13 +2,30 @@
 
 import hashlib
 import random
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 Shape = tuple[int, int]
 """(out_features, in_features) of a layer."""
+
+
+class Indices(NamedTuple):
+    """A topology as the products need it, all of one dtype.
+
+    crow, col: where each row begins (out_features + 1,), and the columns (nnz,), row-major: CSR.
+    ccol, csc_row: where each column begins (in_features + 1,), and the rows (nnz,), column-major: CSC.
+    csc_order: the row-major position of each column-major connection, (nnz,).
+    """
+
+    crow: Tensor
+    col: Tensor
+    ccol: Tensor
+    csc_row: Tensor
+    csc_order: Tensor
 
 
 def generator(*key: object) -> torch.Generator:
@@ -72,32 +89,37 @@ def positions(chosen: Tensor) -> Tensor:
     return chosen.nonzero().squeeze(1)
 
 
-def to_csr(flat: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """`crow` (out_features + 1,), `row` (nnz,) and `col` (nnz,) of a topology."""
-    starts = torch.arange(shape[0] + 1, device=flat.device) * shape[1]
-    crow = torch.searchsorted(flat, starts)
-    row = rows(crow, len(flat))
-    return crow, row, flat - row * shape[1]
+def index_dtype(nnz: int, shape: Shape) -> torch.dtype:
+    """What holds the indices of a layer: int32 where every number fits, else int64."""
+    return torch.int32 if max(nnz, *shape) < 2**31 else torch.int64
+
+
+def index(flat: Tensor, shape: Shape) -> Indices:
+    """The indices of a topology."""
+    nnz, device = len(flat), flat.device
+    dtype = index_dtype(nnz, shape)
+    crow = torch.searchsorted(flat, torch.arange(shape[0] + 1, device=device) * shape[1])
+    row = rows(crow, nnz)
+    col = (flat - row * shape[1]).to(dtype)
+    crow = crow.to(dtype)
+    if device.type == "cpu":  # linear time
+        columns = csr_array((np.arange(nnz, dtype=col.numpy().dtype), col.numpy(), crow.numpy()), shape).tocsc()
+        ccol, csc_row, csc_order = map(torch.from_numpy, (columns.indptr, columns.indices, columns.data))
+    else:
+        csc_order = torch.sort(col, stable=True).indices
+        csc_row = row[csc_order]
+        ccol = torch.searchsorted(col[csc_order], torch.arange(shape[1] + 1, device=device, dtype=dtype))
+    return Indices(crow, col, ccol.to(dtype), csc_row.to(dtype), csc_order.to(dtype))
 
 
 def rows(crow: Tensor, nnz: int) -> Tensor:
-    """The row of every connection, (nnz,)."""
-    return torch.repeat_interleave(torch.diff(crow), output_size=nnz)
+    """The row of every connection, (nnz,) int64."""
+    return torch.repeat_interleave(torch.diff(crow).long(), output_size=nnz)
 
 
 def from_csr(crow: Tensor, col: Tensor, shape: Shape) -> Tensor:
     """The flat indices of a topology given as `crow` and `col`."""
     return rows(crow, len(col)) * shape[1] + col
-
-
-def to_csc(col: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-    """`ccol` (in_features + 1,) and the order (nnz,) that sorts a row-major topology by column."""
-    ccol = torch.zeros(shape[1] + 1, dtype=torch.int64, device=col.device)
-    torch.cumsum(torch.bincount(col, minlength=shape[1]), 0, out=ccol[1:])
-    if col.device.type == "cpu":
-        keys = col.numpy().astype(np.uint16) if shape[1] <= 2**16 else col.numpy()  # 16 bits: NumPy counts, not sorts
-        return ccol, torch.from_numpy(np.argsort(keys, kind="stable"))
-    return ccol, torch.sort(col, stable=True).indices
 
 
 def check_csr(crow: Tensor, col: Tensor, nnz: int, shape: Shape) -> None:

@@ -73,14 +73,15 @@ def test_csr_and_csc_of_a_small_topology():
     # . . . .
     # x x . .
     flat, shape = torch.tensor([1, 3, 8, 9]), (3, 4)
-    crow, row, col = topology.to_csr(flat, shape)
+    crow, col, ccol, csc_row, csc_order = topology.index(flat, shape)
     assert crow.tolist() == [0, 2, 2, 4]
     assert col.tolist() == [1, 3, 0, 1]
-    assert row.tolist() == [0, 0, 2, 2]
+    assert topology.rows(crow, 4).tolist() == [0, 0, 2, 2]
     assert topology.from_csr(crow, col, shape).tolist() == flat.tolist()
-    ccol, order = topology.to_csc(col, shape)
     assert ccol.tolist() == [0, 1, 3, 3, 4]
-    assert order.tolist() == [2, 0, 3, 1]
+    assert csc_row.tolist() == [2, 0, 2, 0]
+    assert csc_order.tolist() == [2, 0, 3, 1]
+    assert {index.dtype for index in topology.index(flat, shape)} == {torch.int32}
 
 
 @pytest.mark.parametrize(
@@ -109,8 +110,8 @@ def test_check_csr_refuses_floats_and_accepts_int32():
 
 
 def test_fingerprint_tells_topologies_apart():
-    one = topology.to_csr(torch.tensor([1, 3, 8]), (3, 4))[::2]
-    other = topology.to_csr(torch.tensor([1, 3, 9]), (3, 4))[::2]
+    one = topology.index(torch.tensor([1, 3, 8]), (3, 4))[:2]
+    other = topology.index(torch.tensor([1, 3, 9]), (3, 4))[:2]
     assert topology.fingerprint(*one) == topology.fingerprint(*(index.clone() for index in one))
     assert topology.fingerprint(*one) != topology.fingerprint(*other)
 

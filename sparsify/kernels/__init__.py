@@ -1,48 +1,28 @@
-"""The sparse products and their gradients: the one place that knows which kernels compute them."""
+"""The sparse products and their gradients: one dispatch, one autograd rule, several kernels that compute.
 
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+A kernel is a module with `available()`, `serves(values)`, and the two products
+
+    forward(input, values, bias, indices) -> output
+    backward(grad, input, values, indices, needs) -> gradients of input, values and bias; None where not needed
+
+for input (batch, in_features), output and grad (batch, out_features), all contiguous.
+"""
 
 import torch
 from torch import Tensor
 
-from sparsify.kernels import native, torch_sparse
+from sparsify.kernels import ops
+from sparsify.kernels.choice import available, use
+from sparsify.topology import Indices
+
+__all__ = ["SUPPORTED", "available", "linear", "use"]
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Dtypes of values; half-precision products are computed in float32."""
 
-_forced: str | None = os.environ.get("SPARSIFY_KERNELS") or None
 
-
-def available() -> tuple[str, ...]:
-    """The kernels that are here, best first: "native" (CPU, where it was compiled) and "torch_sparse"."""
-    return ("native", "torch_sparse") if native.LIBRARY is not None else ("torch_sparse",)
-
-
-@contextmanager
-def use(name: str) -> Iterator[None]:
-    """Compute with the kernels `name` within the block; $SPARSIFY_KERNELS does so for a whole process.
-
-    Raises:
-        ValueError: `name` is not available.
-    """
-    global _forced
-    _check(name)
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
-
-
-def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: dict[str, Tensor]) -> Tensor:
+def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias` for a weight of sorted connections; differentiable in input, values and bias.
-
-    Args:
-        indices: crow (out_features + 1,), ccol (in_features + 1,), and row, col, csc_order (nnz,).
 
     Shape:
         input (*, in_features) -> (*, out_features), contiguous; values (nnz,).
@@ -51,26 +31,5 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: dict[str
     if dtype in (torch.bfloat16, torch.float16):
         input, values = input.float(), values.float()
         bias = None if bias is None else bias.float()
-    if native.LIBRARY is None and _forced is None and values.device.type == "cpu":
-        _warn_of_slowness()
-    chosen = native if _forced != "torch_sparse" and native.serves(values) else torch_sparse
-    output: Tensor = chosen.linear(input.reshape(-1, input.shape[-1]), values, bias, indices)
+    output = ops.linear(input.reshape(-1, input.shape[-1]), values, bias, indices)
     return output.view(*input.shape[:-1], output.shape[1]).to(dtype)
-
-
-@cache
-def _warn_of_slowness() -> None:
-    warnings.warn(
-        "sparsify's native CPU kernels were not compiled when it was installed; torch-sparse's serve instead, "
-        "several times slower. Install a C compiler and reinstall sparsify.",
-        stacklevel=4,
-    )
-
-
-def _check(name: str) -> None:
-    if name not in available():
-        raise ValueError(f"kernels must be one of {available()}, got {name!r}.")
-
-
-if _forced:
-    _check(_forced)

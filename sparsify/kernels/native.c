@@ -1,61 +1,122 @@
 // Sparse linear layers on CPU: y = x W^T + b and its gradients, for a W that is given by its connections.
 //
-// Activations come and go row-major, (batch, features). Each call packs them into panels, (panel, features, width): a
-// connection is then one weight times one contiguous run of the batch, the accumulators stay in registers over a whole
-// row, and nothing is gathered. Work is split by connections, not by rows, and every result is computed by one thread in
-// one order, so it does not depend on the number of threads.
+// Activations come and go row-major, (batch, features). A panel of the batch at a time is transposed into a buffer,
+// (features, width): a connection is then one weight times one contiguous run of the batch, the sums stay in registers
+// over a whole row, and nothing is gathered. Where a panel would not stay in the second-level cache it is made and used
+// in blocks of features. Work is split by connections, not by rows, and every result is computed by one thread in one
+// order, so it does not depend on the number of threads.
 //
 // Vector extensions of GCC and Clang, compiled for AVX-512, AVX2 and the baseline, chosen at run time; no intrinsics.
 
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
-#define THREAD omp_get_thread_num()
 #else
+#define omp_get_thread_num() 0
 #define omp_get_num_threads() 1
-#define THREAD 0
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-#define PASTE2(a, b, c) a##_##b##_##c
-#define PASTE(a, b, c) PASTE2(a, b, c)
-#define NAME(x) PASTE(x, TYPE, ISA)
-enum { TILE = 16 };  // features that are unpacked together
+#define UNROLL _Pragma("GCC unroll 16")
+#define PASTE2(a, b, c, d) a##_##b##_##c##_##d
+#define PASTE(a, b, c, d) PASTE2(a, b, c, d)
+#define NAME(x) PASTE(x, REAL, INDEX, ISA)
+// Holds a vector in a register: GCC would load it again for each use, and loads are what the backward pass waits for.
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v)
+#endif
+enum { TILE = 32 };  // rows of the result that are transposed back together
 
-// The row where the share of thread k begins; a multiple of TILE. Rows count a little, so empty ones are split too.
-static int64_t share(const int64_t *start, int64_t rows, int k, int threads) {
-  if (k >= threads) return rows;
-  int64_t wanted = (start[rows] + rows) / threads * k, low = 0, high = rows;
-  while (low < high) {
-    int64_t middle = (low + high) / 2;
-    if (start[middle] + middle < wanted) low = middle + 1;
-    else high = middle;
-  }
-  return low / TILE * TILE;
-}
+// One product. Forward: rows are outputs, `starts` and `indices` are CSR. Backward: rows are inputs, they are CSC.
+typedef struct {
+  int64_t out, in, batch;
+  int threads;
+  const void *starts, *indices, *order;  // order: CSC position -> CSR position, of `values`; backward only
+  const void *values, *bias, *x, *grad;  // bias may be missing
+  void *result;                          // y forward; gradient of x backward, may be missing
+  void *grad_values, *grad_bias;         // may be missing; grad_bias is added to
+} problem;
+
+// One block of one panel: the features start..limit of the batch entries from `from` on.
+typedef struct {
+  int64_t start, limit, from, first_row, last_row;
+  int first, last;  // of the panel's blocks
+  const void *panel;
+  void *partial, *reached;
+} block;
 
 static void *allocate(int64_t bytes) { return aligned_alloc(64, (size_t)(bytes + 127) / 64 * 64); }
 
-// Vectors a panel is wide: the most that keep it within `cache` bytes and that the batch fills, of 2, 4 and 8.
-static int panel_vectors(int64_t features, int64_t batch, int64_t bytes, int64_t lanes, int most, int64_t cache) {
-  int vectors = most;
-  while (vectors > 2 && (features * vectors * bytes > cache || vectors / 2 * lanes >= batch)) vectors /= 2;
+// A buffer of this thread that lives as long as it: to get fresh pages from the system for each call costs more than a
+// small product. It never shrinks, but what is larger than KEPT is given back after the call.
+enum { KEPT = 4 << 20 };
+typedef struct {
+  int64_t bytes;
+  void *memory;
+} scratch;
+static pthread_key_t scratch_key;
+static void scratch_free(void *own) {
+  free(((scratch *)own)->memory);
+  free(own);
+}
+__attribute__((constructor)) static void scratch_begin(void) { pthread_key_create(&scratch_key, scratch_free); }
+static scratch *scratch_get(int64_t bytes) {
+  scratch *own = pthread_getspecific(scratch_key);
+  if (!own) {
+    own = calloc(1, sizeof *own);
+    if (!own || pthread_setspecific(scratch_key, own)) return free(own), NULL;
+  }
+  if (own->bytes < bytes) {
+    free(own->memory);
+    own->memory = allocate(bytes);
+    own->bytes = own->memory ? bytes : 0;
+  }
+  return own->memory ? own : NULL;
+}
+static void scratch_give_back(scratch *own) {
+  if (!own || own->bytes <= KEPT) return;
+  free(own->memory);
+  own->memory = NULL;
+  own->bytes = 0;
+}
+
+// Vectors a panel is wide, of 1, 2, 4, 8: no more than `most` and than the batch fills.
+static int panel_vectors(int64_t batch, int lanes, int most) {
+  int vectors = 1;
+  while (vectors < most && vectors * lanes < batch) vectors *= 2;
   return vectors;
 }
 
-#define TYPE f32
-#define REAL float
+// The greatest divisor of `all` that is at most `most`.
+static int divisor(int all, int64_t most) {
+  int found = most < all ? (int)most : all;
+  while (all % found) found--;
+  return found;
+}
+
+// Blocks of features: a block of the panel fills two thirds of the second-level cache, but a row finds at least eight
+// connections in it, or to stop and go on would cost more than the cache gives.
+static int64_t block_count(int64_t rows, int64_t features, int64_t nnz, int64_t bytes) {
+  static int64_t cache;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  if (!cache) cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+  int64_t room = (cache > 0 ? cache : 512 * 1024) / 3 * 2;
+  int64_t blocks = (features * bytes + room - 1) / room, most = nnz / (8 * rows + 1);
+  return blocks < most ? blocks : most > 1 ? most : 1;
+}
+
 #define ISA base
 #define BYTES 16
-#define MOST_BACKWARD 4
-#include "native_body.h"
-#undef TYPE
-#undef REAL
-#define TYPE f64
-#define REAL double
+#define MOST_VECTORS 4
 #include "native_body.h"
 #undef ISA
 #undef BYTES
@@ -70,14 +131,9 @@ static int panel_vectors(int64_t features, int64_t batch, int64_t bytes, int64_t
 #define ISA avx2
 #define BYTES 32
 #include "native_body.h"
-#undef TYPE
-#undef REAL
-#define TYPE f32
-#define REAL float
-#include "native_body.h"
 #undef ISA
 #undef BYTES
-#undef MOST_BACKWARD
+#undef MOST_VECTORS
 #ifdef __clang__
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma"))), apply_to = function)
@@ -88,12 +144,7 @@ static int panel_vectors(int64_t features, int64_t batch, int64_t bytes, int64_t
 #endif
 #define ISA avx512
 #define BYTES 64
-#define MOST_BACKWARD 8
-#include "native_body.h"
-#undef TYPE
-#undef REAL
-#define TYPE f64
-#define REAL double
+#define MOST_VECTORS 8
 #include "native_body.h"
 #ifdef __clang__
 #pragma clang attribute pop
@@ -102,7 +153,15 @@ static int panel_vectors(int64_t features, int64_t batch, int64_t bytes, int64_t
 #endif
 #endif
 
-// 0: baseline, 1: AVX2 with FMA, 2: AVX-512
+#if defined(__x86_64__)
+#define LEVELS 3
+#define FORMS(real, index) {run_##real##_##index##_base, run_##real##_##index##_avx2, run_##real##_##index##_avx512}
+#else
+#define LEVELS 1
+#define FORMS(real, index) {run_##real##_##index##_base}
+#endif
+
+// The instruction sets of this machine: 0 the baseline, 1 AVX2 with FMA, 2 AVX-512.
 int sparsify_level(void) {
 #ifdef __x86_64__
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -113,25 +172,15 @@ int sparsify_level(void) {
   return 0;
 }
 
-#ifdef __x86_64__
-#define CHOOSE(name, ...)                              \
-  int level = sparsify_level();                        \
-  if (level == 2) return name##_avx512(__VA_ARGS__);   \
-  if (level == 1) return name##_avx2(__VA_ARGS__);     \
-  return name##_base(__VA_ARGS__)
-#else
-#define CHOOSE(name, ...) return name##_base(__VA_ARGS__)
-#endif
-
-#define EXPORT(type, real)                                                                                             \
-  int sparsify_forward_##type(int64_t out, int64_t in, int64_t batch, int threads, const int64_t *crow,                \
-                              const int64_t *col, const real *values, const real *bias, const real *x, real *y) {      \
-    CHOOSE(forward_##type, out, in, batch, threads, crow, col, values, bias, x, y);                                    \
-  }                                                                                                                    \
-  int sparsify_backward_##type(int64_t out, int64_t in, int64_t batch, int threads, const int64_t *ccol,               \
-                               const int64_t *row, const int64_t *order, const real *values, const real *x,            \
-                               const real *gy, real *gx, real *gv) {                                                   \
-    CHOOSE(backward_##type, out, in, batch, threads, ccol, row, order, values, x, gy, gx, gv);                         \
-  }
-EXPORT(f32, float)
-EXPORT(f64, double)
+// `level`: of the instruction sets, at most sparsify_level(). Returns 1 where memory was lacking, else 0.
+int sparsify_linear(int level, int real_bytes, int index_bytes, int backward, int64_t out, int64_t in, int64_t batch,
+                    int threads, const void *starts, const void *indices, const void *order, const void *values,
+                    const void *bias, const void *x, const void *grad, void *result, void *grad_values,
+                    void *grad_bias) {
+  static int (*const forms[2][2][LEVELS])(const problem *, int) = {
+      {FORMS(float, int32_t), FORMS(float, int64_t)}, {FORMS(double, int32_t), FORMS(double, int64_t)}};
+  const problem p = {out,    in,   batch, threads, starts, indices,     order,
+                     values, bias, x,     grad,    result, grad_values, grad_bias};
+  if (level == 2 && batch * real_bytes <= 32) level = 1;  // half a vector does
+  return forms[real_bytes == 8][index_bytes == 8][level](&p, backward);
+}

@@ -1,244 +1,375 @@
-// The kernels for one type REAL and one instruction set with vectors of BYTES; native.c includes this for each.
+// The kernels for one instruction set, ISA with vectors of BYTES. native.c includes this for each; it includes itself for
+// each type REAL of the values and INDEX of the indices.
+
+#ifndef REAL
+#define REAL float
+#define REAL_BYTES 4
+#define INDEX int32_t
+#include "native_body.h"
+#undef INDEX
+#define INDEX int64_t
+#include "native_body.h"
+#undef REAL
+#undef REAL_BYTES
+#define REAL double
+#define REAL_BYTES 8
+#include "native_body.h"
+#undef INDEX
+#define INDEX int32_t
+#include "native_body.h"
+#undef REAL
+#undef REAL_BYTES
+#undef INDEX
+#else
 
 #define V NAME(vector)
 #define LANES ((int)(BYTES / sizeof(REAL)))
-#define Q NAME(quarter)
-#define QUARTER ((int)(16 / sizeof(REAL)))
-typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL))));
-typedef REAL Q __attribute__((vector_size(16), aligned(sizeof(REAL))));
+typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 
-// x[from..from + width][first..last] -> panel[first..last][width]; entries past the batch are zero.
+#if BYTES == 2 * REAL_BYTES
+#define LOW 0, 2
+#define HIGH 1, 3
+#elif BYTES == 4 * REAL_BYTES
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#elif BYTES == 8 * REAL_BYTES
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+
+// Lanes of a and b in turn: those of their lower halves, or of their higher.
+#ifdef __clang__
+INLINE V NAME(low)(V a, V b) { return __builtin_shufflevector(a, b, LOW); }
+INLINE V NAME(high)(V a, V b) { return __builtin_shufflevector(a, b, HIGH); }
+#else
+#if REAL_BYTES == 4
+typedef int32_t NAME(lanes) __attribute__((vector_size(BYTES)));
+#else
+typedef int64_t NAME(lanes) __attribute__((vector_size(BYTES)));
+#endif
+INLINE V NAME(low)(V a, V b) { return __builtin_shuffle(a, b, (NAME(lanes)){LOW}); }
+INLINE V NAME(high)(V a, V b) { return __builtin_shuffle(a, b, (NAME(lanes)){HIGH}); }
+#endif
+
+// r[i] lane j <-> r[j] lane i
+INLINE void NAME(transpose)(V *r) {
+  V t[LANES];
+  UNROLL for (int step = 1; step < LANES; step *= 2) {
+    UNROLL for (int i = 0; i < LANES / 2; i++) {
+      t[2 * i] = NAME(low)(r[i], r[i + LANES / 2]);
+      t[2 * i + 1] = NAME(high)(r[i], r[i + LANES / 2]);
+    }
+    UNROLL for (int i = 0; i < LANES; i++) r[i] = t[i];
+  }
+}
+
+// lane i of the result: the sum of the lanes of r[i]
+INLINE V NAME(sums)(V *r) {
+  UNROLL for (int half = LANES / 2; half > 0; half /= 2)
+    UNROLL for (int i = 0; i < half; i++) r[i] = NAME(low)(r[i], r[i + half]) + NAME(high)(r[i], r[i + half]);
+  return r[0];
+}
+
+// The row where share k of all begins: a multiple of TILE. Rows count a little, so that empty ones are split too.
+static int64_t NAME(share)(const INDEX *starts, int64_t rows, int64_t k, int64_t all) {
+  if (k >= all) return rows;
+  int64_t wanted = (starts[rows] + rows) / all * k, low = 0, high = rows;
+  while (low < high) {
+    int64_t middle = (low + high) / 2;
+    if (starts[middle] + middle < wanted) low = middle + 1;
+    else high = middle;
+  }
+  return low / TILE * TILE;
+}
+
+// The first of the sorted indices e..end that reaches `limit`.
+INLINE int64_t NAME(up_to)(const INDEX *indices, int64_t e, int64_t end, int64_t limit) {
+  while (e < end && indices[e] < limit) e++;
+  return e;
+}
+
+// Two lines of memory that are needed soon.
+INLINE void NAME(fetch)(const void *from) {
+  __builtin_prefetch(from);
+  __builtin_prefetch((const char *)from + 64);
+}
+
+// x[from..from + width][first..last] -> panel[last - first][width], zero past the batch and, up to a multiple of LANES,
+// past `last`. Sums over the batch are added to `totals`, if there.
 static void NAME(pack)(const REAL *restrict x, int64_t batch, int64_t features, int64_t from, int width, int64_t first,
-                       int64_t last, REAL *restrict panel) {
-  REAL tile[TILE][TILE];
-  for (int64_t j0 = first; j0 < last; j0 += TILE) {
-    int columns = last - j0 < TILE ? (int)(last - j0) : TILE;
-    for (int b = 0; b < width; b += TILE) {
-      int64_t left = batch - from - b;
-      int rows = left < 0 ? 0 : left < TILE ? (int)left : TILE, bs = width - b < TILE ? width - b : TILE;
-      if (rows < TILE) memset(tile, 0, sizeof tile);
-      const REAL *source = x + (from + b) * features + j0;
-      if (columns == TILE)
-        for (int i = 0; i < rows; i++) memcpy(tile[i], source + i * features, sizeof tile[i]);
-      else
-        for (int i = 0; i < rows; i++) memcpy(tile[i], source + i * features, columns * sizeof(REAL));
-      REAL *target = panel + j0 * width + b;
-      if (bs == TILE)
-        for (int j = 0; j < columns; j++)
-          for (int i = 0; i < TILE; i++) target[j * width + i] = tile[i][j];
-      else
-        for (int j = 0; j < columns; j++)
-          for (int i = 0; i < bs; i++) target[j * width + i] = tile[i][j];
+                       int64_t last, REAL *restrict panel, REAL *restrict totals) {
+  for (int b = 0; b < width; b += LANES) {
+    const int64_t rows = batch - from - b;
+    for (int64_t j = first; j < last; j += LANES) {
+      const int columns = last - j < LANES ? (int)(last - j) : LANES;
+      const REAL *source = x + (from + b) * features + j;
+      int64_t stride = features;
+      REAL corner[LANES * LANES];
+      if (rows < LANES || columns < LANES) {
+        memset(corner, 0, sizeof corner);
+        for (int i = 0; i < rows && i < LANES; i++) memcpy(corner + i * LANES, source + i * stride, columns * sizeof(REAL));
+        source = corner;
+        stride = LANES;
+      }
+      V r[LANES];
+      UNROLL for (int i = 0; i < LANES; i++) r[i] = *(const V *)(source + i * stride);
+      if (totals) {
+        V total = {0};
+        UNROLL for (int i = 0; i < LANES; i++) total += r[i];
+        for (int i = 0; i < columns; i++) totals[j + i] += total[i];
+      }
+      NAME(transpose)(r);
+      UNROLL for (int i = 0; i < LANES; i++) *(V *)(panel + (j - first + i) * width + b) = r[i];
     }
   }
 }
 
-// tile[count][width] -> y[from..][first..first + count]
-INLINE void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y, int64_t batch, int64_t features,
+// tile[count][width] -> y[from..from + width][first..first + count]
+static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y, int64_t batch, int64_t features,
                          int64_t from, int64_t first, int count) {
-  int rows = batch - from < width ? (int)(batch - from) : width;
-  REAL *target = y + from * features + first;
-  if (count == TILE)
-    for (int b = 0; b < rows; b++)
-      for (int i = 0; i < TILE; i++) target[b * features + i] = tile[i * width + b];
-  else
-    for (int b = 0; b < rows; b++)
-      for (int i = 0; i < count; i++) target[b * features + i] = tile[i * width + b];
+  for (int b = 0; b < width; b += LANES)
+    for (int q = 0; q < count; q += LANES) {
+      const int64_t rows = batch - from - b;
+      const int columns = count - q < LANES ? count - q : LANES;
+      REAL *target = y + (from + b) * features + first + q;
+      REAL corner[LANES * LANES];
+      const int inside = rows >= LANES && columns == LANES;
+      REAL *place = inside ? target : corner;
+      const int64_t stride = inside ? features : LANES;
+      V r[LANES];
+      UNROLL for (int i = 0; i < LANES; i++) r[i] = *(const V *)(tile + (q + i) * width + b);
+      NAME(transpose)(r);
+      UNROLL for (int i = 0; i < LANES; i++) *(V *)(place + i * stride) = r[i];
+      if (!inside)
+        for (int i = 0; i < rows && i < LANES; i++) memcpy(target + i * features, corner + i * LANES, columns * sizeof(REAL));
+    }
 }
 
-// The lanes of v added up: quarters of 16 bytes first, then within one.
-INLINE REAL NAME(sum)(V v) {
-  union {
-    V whole;
-    Q quarters[BYTES / 16];
-  } parts = {v};
-  Q s = parts.quarters[0];
-  UNROLL for (int i = 1; i < BYTES / 16; i++) s += parts.quarters[i];
-  return sizeof(REAL) == 8 ? s[0] + s[1] : (s[0] + s[2 % QUARTER]) + (s[1] + s[3 % QUARTER]);
-}
-
-// Rows first..last of one panel; N vectors wide. Two chains of sums hide the latency where registers allow.
+// Rows first..last of a panel that is N vectors wide: the columns start..limit of it. The sums of a row stay in
+// registers; between blocks of columns they rest in `partial`, and `reached` says how far each row is.
 #define FORWARD(N)                                                                                                     \
-  static void NAME(forward_panel_##N)(int64_t first, int64_t last, const int64_t *restrict crow,                       \
-                                      const int64_t *restrict col, const REAL *restrict values,                        \
-                                      const REAL *restrict bias, const REAL *restrict panel, REAL *restrict y,         \
-                                      int64_t batch, int64_t features, int64_t from) {                                 \
-    enum { W = N * BYTES / sizeof(REAL), PAIRS = N <= 4 };                                                             \
-    REAL tile[TILE * W] __attribute__((aligned(64)));                                                                  \
-    for (int64_t r0 = first; r0 < last; r0 += TILE) {                                                                  \
-      int count = last - r0 < TILE ? (int)(last - r0) : TILE;                                                          \
+  static void NAME(forward_##N)(const problem *p, const block *k) {                                                    \
+    enum { W = N * LANES };                                                                                            \
+    const INDEX *restrict crow = p->starts, *restrict col = p->indices;                                                \
+    const REAL *restrict values = p->values, *restrict bias = p->bias, *restrict panel = k->panel;                     \
+    REAL *partial = (REAL *)k->partial - k->first_row * W, tile[TILE * W] __attribute__((aligned(64)));                \
+    INDEX *reached = (INDEX *)k->reached - k->first_row;                                                               \
+    for (int64_t r0 = k->first_row; r0 < k->last_row; r0 += TILE) {                                                    \
+      const int count = k->last_row - r0 < TILE ? (int)(k->last_row - r0) : TILE;                                      \
       for (int q = 0; q < count; q++) {                                                                                \
-        int64_t e = crow[r0 + q], end = crow[r0 + q + 1];                                                              \
+        const int64_t r = r0 + q;                                                                                      \
+        int64_t e = k->first ? crow[r] : reached[r], end = crow[r + 1];                                                \
         V a[N], c[N];                                                                                                  \
-        UNROLL for (int k = 0; k < N; k++) a[k] = (V){0} + (bias ? bias[r0 + q] : 0);                                  \
-        if (PAIRS) {                                                                                                   \
-          UNROLL for (int k = 0; k < N; k++) c[k] = (V){0};                                                            \
-          for (; e + 1 < end; e += 2) {                                                                                \
-            const V *p = (const V *)(panel + col[e] * W), *s = (const V *)(panel + col[e + 1] * W);                    \
-            REAL v = values[e], w = values[e + 1];                                                                     \
-            UNROLL for (int k = 0; k < N; k++) {                                                                       \
-              a[k] += v * p[k];                                                                                        \
-              c[k] += w * s[k];                                                                                        \
-            }                                                                                                          \
+        UNROLL for (int i = 0; i < N; i++) {                                                                           \
+          if (k->first) a[i] = (V){0} + (bias ? bias[r] : 0);                                                          \
+          else a[i] = *(const V *)(partial + r * W + LANES * i);                                                       \
+          c[i] = (V){0};                                                                                               \
+        }                                                                                                              \
+        if (!k->last) reached[r] = end = NAME(up_to)(col, e, end, k->limit);                                           \
+        if (k->partial) {                                                                                              \
+          const int64_t next = k->first || r + 1 == k->last_row ? crow[r + 1] : reached[r + 1];                        \
+          NAME(fetch)(values + next);                                                                                  \
+          NAME(fetch)(values + next + 64 / REAL_BYTES * 2);                                                            \
+          NAME(fetch)(col + next);                                                                                     \
+          NAME(fetch)(col + next + 64 / sizeof(INDEX) * 2);                                                            \
+        }                                                                                                              \
+        for (; e + 1 < end; e += 2) {                                                                                  \
+          const V *x = (const V *)(panel + (col[e] - k->start) * W);                                                   \
+          const V *z = (const V *)(panel + (col[e + 1] - k->start) * W);                                               \
+          const REAL v = values[e], w = values[e + 1];                                                                 \
+          UNROLL for (int i = 0; i < N; i++) {                                                                         \
+            a[i] += v * x[i];                                                                                          \
+            c[i] += w * z[i];                                                                                          \
           }                                                                                                            \
-          UNROLL for (int k = 0; k < N; k++) a[k] += c[k];                                                             \
         }                                                                                                              \
-        for (; e < end; e++) {                                                                                         \
-          const V *p = (const V *)(panel + col[e] * W);                                                                \
-          REAL v = values[e];                                                                                          \
-          UNROLL for (int k = 0; k < N; k++) a[k] += v * p[k];                                                         \
+        UNROLL for (int i = 0; i < N; i++) a[i] += c[i];                                                               \
+        if (e < end) {                                                                                                 \
+          const V *x = (const V *)(panel + (col[e] - k->start) * W);                                                   \
+          const REAL v = values[e];                                                                                    \
+          UNROLL for (int i = 0; i < N; i++) a[i] += v * x[i];                                                         \
         }                                                                                                              \
-        UNROLL for (int k = 0; k < N; k++) *(V *)(tile + q * W + LANES * k) = a[k];                                    \
+        REAL *rest = k->last ? tile + q * W : partial + r * W;                                                         \
+        UNROLL for (int i = 0; i < N; i++) *(V *)(rest + LANES * i) = a[i];                                            \
       }                                                                                                                \
-      NAME(unpack)(tile, W, y, batch, features, from, r0, count);                                                      \
+      if (k->last) NAME(unpack)(tile, W, p->result, p->batch, p->out, k->from, r0, count);                             \
     }                                                                                                                  \
   }
+FORWARD(1)
 FORWARD(2)
 FORWARD(4)
+#if MOST_VECTORS == 8
 FORWARD(8)
+#endif
 #undef FORWARD
 
-// Columns first..last of one panel: x and the sums of gx stay in registers, each g is loaded once for both gradients.
+// gv[where[i]]: the sum of the lanes of dots[i]; added to what earlier panels gave.
+INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restrict gv, int add) {
+  V s = NAME(sums)(dots);
+  if (add)
+    for (int i = 0; i < count; i++) gv[where[i]] += s[i];
+  else
+    for (int i = 0; i < count; i++) gv[where[i]] = s[i];
+}
+
+// Columns first..last: x and the sums of gx stay in registers, each g is loaded once for both gradients. The sums over
+// the batch that gv needs are made for LANES connections together.
 #define BACKWARD(N)                                                                                                    \
-  INLINE void NAME(backward_any_##N)(int64_t first, int64_t last, const int64_t *restrict ccol,                        \
-                                     const int64_t *restrict row, const REAL *restrict values,                         \
-                                     const REAL *restrict xs, const REAL *restrict gs, REAL *restrict gx,              \
-                                     REAL *restrict gv, int64_t batch, int64_t features, int64_t from, int need_x,     \
-                                     int need_v) {                                                                     \
-    enum { W = N * BYTES / sizeof(REAL) };                                                                             \
-    REAL tile[TILE * W] __attribute__((aligned(64)));                                                                  \
-    for (int64_t c0 = first; c0 < last; c0 += TILE) {                                                                  \
-      int count = last - c0 < TILE ? (int)(last - c0) : TILE;                                                          \
+  INLINE void NAME(backward_any_##N)(const problem *p, const block *k, const int need_x, const int need_v) {           \
+    enum { W = N * LANES, AHEAD = 24 };                                                                                \
+    const INDEX *restrict ccol = p->starts, *restrict row = p->indices, *restrict order = p->order;                    \
+    const REAL *restrict values = p->values, *restrict panel = k->panel;                                               \
+    REAL *gv = p->grad_values, *partial = (REAL *)k->partial - k->first_row * W;                                       \
+    INDEX *reached = (INDEX *)k->reached - k->first_row;                                                               \
+    REAL tile[TILE * W] __attribute__((aligned(64))), xs[TILE * W] __attribute__((aligned(64)));                       \
+    V dots[LANES];                                                                                                     \
+    int64_t where[LANES];                                                                                              \
+    const int64_t nnz = ccol[p->in];                                                                                   \
+    int pending = 0;                                                                                                   \
+    for (int64_t c0 = k->first_row; c0 < k->last_row; c0 += TILE) {                                                    \
+      const int count = k->last_row - c0 < TILE ? (int)(k->last_row - c0) : TILE;                                      \
+      if (need_v) NAME(pack)(p->x, p->batch, p->in, k->from, W, c0, c0 + count, xs, 0);                                \
       for (int q = 0; q < count; q++) {                                                                                \
+        const int64_t c = c0 + q;                                                                                      \
+        int64_t e = k->first ? ccol[c] : reached[c], end = ccol[c + 1];                                                \
         V a[N], x[N];                                                                                                  \
-        UNROLL for (int k = 0; k < N; k++) {                                                                           \
-          a[k] = (V){0};                                                                                               \
-          if (need_v) x[k] = *(const V *)(xs + (c0 + q) * W + LANES * k);                                              \
+        UNROLL for (int i = 0; i < N; i++) {                                                                           \
+          if (need_x && k->first) a[i] = (V){0};                                                                       \
+          else if (need_x) a[i] = *(const V *)(partial + c * W + LANES * i);                                           \
+          if (need_v) x[i] = *(const V *)(xs + q * W + LANES * i);                                                     \
         }                                                                                                              \
-        for (int64_t e = ccol[c0 + q]; e < ccol[c0 + q + 1]; e++) {                                                    \
-          const V *g = (const V *)(gs + row[e] * W);                                                                   \
-          V d = (V){0};                                                                                                \
-          REAL v = need_x ? values[e] : 0;                                                                             \
-          UNROLL for (int k = 0; k < N; k++) {                                                                         \
-            V loaded = g[k];                                                                                           \
-            if (need_x) a[k] += v * loaded;                                                                            \
-            if (need_v) d += x[k] * loaded;                                                                            \
+        if (!k->last) reached[c] = end = NAME(up_to)(row, e, end, k->limit);                                           \
+        const int64_t next = k->first || c + 1 == k->last_row ? ccol[c + 1] : reached[c + 1];                          \
+        if (k->partial) {                                                                                              \
+          NAME(fetch)(row + next);                                                                                     \
+          NAME(fetch)(row + next + 64 / sizeof(INDEX) * 2);                                                            \
+          NAME(fetch)(order + next);                                                                                   \
+          NAME(fetch)(order + next + 64 / sizeof(INDEX) * 2);                                                          \
+        }                                                                                                              \
+        for (; e < end; e++) {                                                                                         \
+          const V *g = (const V *)(panel + (row[e] - k->start) * W);                                                   \
+          const int64_t place = order[e], later = e + AHEAD < end ? e + AHEAD : e + AHEAD + next - end;                \
+          const int64_t place_later = order[later < nnz ? later : nnz - 1];                                            \
+          const REAL v = need_x ? values[place] : 0;                                                                   \
+          if (need_x) __builtin_prefetch(values + place_later);                                                        \
+          if (need_v) __builtin_prefetch(gv + place_later, 1);                                                         \
+          V d = {0};                                                                                                   \
+          UNROLL for (int i = 0; i < N; i++) {                                                                         \
+            V loaded = g[i];                                                                                           \
+            IN_REGISTER(loaded);                                                                                       \
+            if (need_x) a[i] += v * loaded;                                                                            \
+            if (need_v) d += x[i] * loaded;                                                                            \
           }                                                                                                            \
-          if (need_v) gv[e] = from ? gv[e] + NAME(sum)(d) : NAME(sum)(d);                                            \
+          if (need_v) {                                                                                                \
+            dots[pending] = d;                                                                                         \
+            where[pending] = place;                                                                                    \
+            if (++pending == LANES) {                                                                                  \
+              NAME(settle)(dots, where, LANES, gv, k->from != 0);                                                      \
+              pending = 0;                                                                                             \
+            }                                                                                                          \
+          }                                                                                                            \
         }                                                                                                              \
-        if (need_x) UNROLL for (int k = 0; k < N; k++) *(V *)(tile + q * W + LANES * k) = a[k];                        \
+        REAL *rest = k->last ? tile + q * W : partial + c * W;                                                         \
+        if (need_x) UNROLL for (int i = 0; i < N; i++) *(V *)(rest + LANES * i) = a[i];                                \
       }                                                                                                                \
-      if (need_x) NAME(unpack)(tile, W, gx, batch, features, from, c0, count);                                         \
+      if (need_x && k->last) NAME(unpack)(tile, W, p->result, p->batch, p->in, k->from, c0, count);                    \
     }                                                                                                                  \
+    if (pending) NAME(settle)(dots, where, pending, gv, k->from != 0);                                                 \
   }                                                                                                                    \
-  static void NAME(backward_panel_##N)(int64_t first, int64_t last, const int64_t *ccol, const int64_t *row,           \
-                                       const REAL *values, const REAL *xs, const REAL *gs, REAL *gx, REAL *gv,         \
-                                       int64_t batch, int64_t features, int64_t from) {                                \
-    if (gx && gv)                                                                                                      \
-      NAME(backward_any_##N)(first, last, ccol, row, values, xs, gs, gx, gv, batch, features, from, 1, 1);             \
-    else if (gx)                                                                                                       \
-      NAME(backward_any_##N)(first, last, ccol, row, values, xs, gs, gx, gv, batch, features, from, 1, 0);             \
-    else                                                                                                               \
-      NAME(backward_any_##N)(first, last, ccol, row, values, xs, gs, gx, gv, batch, features, from, 0, 1);             \
+  static void NAME(backward_##N)(const problem *p, const block *k) {                                                   \
+    if (p->result && p->grad_values) NAME(backward_any_##N)(p, k, 1, 1);                                               \
+    else if (p->result) NAME(backward_any_##N)(p, k, 1, 0);                                                            \
+    else NAME(backward_any_##N)(p, k, 0, 1);                                                                           \
   }
+BACKWARD(1)
 BACKWARD(2)
 BACKWARD(4)
+#if MOST_VECTORS == 8
 BACKWARD(8)
+#endif
 #undef BACKWARD
 
-// One input at a time: a dot product a row.
-static void NAME(forward_single)(int64_t first, int64_t last, const int64_t *restrict crow, const int64_t *restrict col,
-                                 const REAL *restrict values, const REAL *restrict bias, const REAL *restrict x,
-                                 REAL *restrict y) {
-  for (int64_t r = first; r < last; r++) {
-    REAL s[8] = {0};
-    int64_t e = crow[r], end = crow[r + 1];
-    for (; e + 8 <= end; e += 8) UNROLL for (int i = 0; i < 8; i++) s[i] += values[e + i] * x[col[e + i]];
-    for (; e < end; e++) s[0] += values[e] * x[col[e]];
-    y[r] = ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7])) + (bias ? bias[r] : 0);
+// One input: a dot product a row, with gathers; nothing is packed.
+static void NAME(single)(const problem *p) {
+  const INDEX *restrict crow = p->starts, *restrict col = p->indices;
+  const REAL *restrict values = p->values, *restrict bias = p->bias, *restrict x = p->x;
+  REAL *restrict y = p->result;
+  const int64_t chunks = 8 * (int64_t)p->threads;
+#pragma omp parallel for num_threads(p->threads) schedule(dynamic, 1)
+  for (int64_t chunk = 0; chunk < chunks; chunk++) {
+    const int64_t last = NAME(share)(crow, p->out, chunk + 1, chunks);
+    for (int64_t r = NAME(share)(crow, p->out, chunk, chunks); r < last; r++) {
+      REAL s[8] = {0};
+      int64_t e = crow[r], end = crow[r + 1];
+      for (; e + 8 <= end; e += 8) UNROLL for (int i = 0; i < 8; i++) s[i] += values[e + i] * x[col[e + i]];
+      for (; e < end; e++) s[0] += values[e] * x[col[e]];
+      y[r] = ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7])) + (bias ? bias[r] : 0);
+    }
   }
 }
 
-static int NAME(forward)(int64_t out, int64_t in, int64_t batch, int threads, const int64_t *crow, const int64_t *col,
-                         const REAL *values, const REAL *bias, const REAL *x, REAL *y) {
-  int packs = batch > 3, vectors = panel_vectors(in, batch, BYTES, LANES, 8, 640 * 1024), width = vectors * LANES;
-  int64_t panels = (batch + width - 1) / width, blocks = (in + 255) / 256;
-  REAL *packed = packs ? allocate(panels * in * width * (int64_t)sizeof(REAL)) : 0;
-  if (packs && !packed) return 1;
-#pragma omp parallel num_threads(threads)
+// Both directions: the rows of the result (outputs forward, inputs backward) in a share for each thread, the batch in
+// panels, a panel's features in blocks. Each thread packs for itself: that costs little more than to fetch what another
+// packed, and nobody waits.
+static int NAME(run)(const problem *p, int backward) {
+  if (!backward && p->batch == 1) {
+    NAME(single)(p);
+    return 0;
+  }
+  const INDEX *starts = p->starts;
+  const int64_t rows = backward ? p->in : p->out, features = backward ? p->out : p->in, nnz = starts[rows];
+  const int fitting = panel_vectors(p->batch, LANES, MOST_VECTORS);
+  const int64_t blocks = block_count(rows, features, nnz, fitting * BYTES), size = (features + blocks - 1) / blocks;
+  int most = fitting, failed = 0;
+  while (!backward && most > 4 && most / 2 * LANES * p->threads >= p->batch) most /= 2;
+#pragma omp parallel num_threads(p->threads) reduction(| : failed)
   {
-    int own = THREAD, all = omp_get_num_threads();
-    int64_t first = share(crow, out, own, all), last = share(crow, out, own + 1, all);
-    if (packs) {
-#pragma omp for schedule(static)
-      for (int64_t task = 0; task < panels * blocks; task++) {
-        int64_t p = task / blocks, j = task % blocks * 256;
-        NAME(pack)(x, batch, in, p * width, width, j, j + 256 < in ? j + 256 : in, packed + p * in * width);
+    // Forward, threads share the panels out and then the rows; backward, where the batch is summed up, the rows alone.
+    const int own = omp_get_thread_num(), all = omp_get_num_threads();
+    const int64_t panels = (p->batch + most * LANES - 1) / (most * LANES);
+    const int groups = backward ? 1 : divisor(all, panels), sharers = all / groups;
+    const int64_t first = NAME(share)(starts, rows, own / groups, sharers);
+    const int64_t last = NAME(share)(starts, rows, own / groups + 1, sharers);
+    const int64_t panel_bytes = (size + LANES) * most * BYTES, partial_bytes = blocks > 1 ? (last - first) * most * BYTES : 0;
+    scratch *memory = scratch_get(panel_bytes + partial_bytes + (blocks > 1 ? (last - first) * sizeof(INDEX) : 0));
+    failed = !memory;
+    char *panel = memory ? memory->memory : 0, *partial = blocks > 1 ? panel + panel_bytes : 0;
+    char *reached = blocks > 1 ? partial + partial_bytes : 0;
+    REAL *totals = own == 0 ? p->grad_bias : 0;
+    for (int64_t n = own % groups; n < panels && !failed && (first < last || totals); n += groups) {
+      const int64_t from = n * most * LANES;
+      const int vectors = panel_vectors(p->batch - from, LANES, most), width = vectors * LANES;
+      for (int64_t start = 0; start < features; start += size) {
+        const int64_t limit = start + size < features ? start + size : features;
+        const block k = {start, limit, from, first, last, start == 0, limit == features, panel, partial, reached};
+        NAME(pack)(backward ? p->grad : p->x, p->batch, features, from, width, start, limit, (REAL *)panel, totals);
+        if (!backward) {
+#if MOST_VECTORS == 8
+          if (vectors == 8) NAME(forward_8)(p, &k);
+          else
+#endif
+          if (vectors == 4) NAME(forward_4)(p, &k);
+          else if (vectors == 2) NAME(forward_2)(p, &k);
+          else NAME(forward_1)(p, &k);
+        } else {
+#if MOST_VECTORS == 8
+          if (vectors == 8) NAME(backward_8)(p, &k);
+          else
+#endif
+          if (vectors == 4) NAME(backward_4)(p, &k);
+          else if (vectors == 2) NAME(backward_2)(p, &k);
+          else NAME(backward_1)(p, &k);
+        }
       }
-      for (int64_t p = 0; p < panels; p++) {
-        const REAL *panel = packed + p * in * width;
-        if (vectors == 8) NAME(forward_panel_8)(first, last, crow, col, values, bias, panel, y, batch, out, p * width);
-        else if (vectors == 4) NAME(forward_panel_4)(first, last, crow, col, values, bias, panel, y, batch, out, p * width);
-        else NAME(forward_panel_2)(first, last, crow, col, values, bias, panel, y, batch, out, p * width);
-      }
-    } else {
-      for (int64_t b = 0; b < batch; b++)
-        NAME(forward_single)(first, last, crow, col, values, bias, x + b * in, y + b * out);
     }
+    scratch_give_back(memory);
   }
-  free(packed);
-  return 0;
-}
-
-static int NAME(backward)(int64_t out, int64_t in, int64_t batch, int threads, const int64_t *ccol, const int64_t *row,
-                          const int64_t *order, const REAL *values, const REAL *x, const REAL *gy, REAL *gx, REAL *gv) {
-  int64_t nnz = ccol[in], size = sizeof(REAL);
-  int vectors = panel_vectors(out, batch, BYTES, LANES, MOST_BACKWARD, 640 * 1024), width = vectors * LANES;
-  int64_t panels = (batch + width - 1) / width, out_blocks = (out + 255) / 256, in_blocks = gv ? (in + 255) / 256 : 0;
-  REAL *gs = allocate(panels * out * width * size), *xs = gv ? allocate(panels * in * width * size) : 0;
-  REAL *by_column = allocate(nnz * size), *grads = gv ? allocate(nnz * size) : 0;
-  int64_t *rows = allocate(nnz * (int64_t)sizeof *rows);
-  int failed = !gs || !by_column || !rows || (gv && (!xs || !grads));
-  if (!failed) {
-#pragma omp parallel num_threads(threads)
-    {
-      int64_t blocks = in_blocks + out_blocks;
-#pragma omp for schedule(static) nowait
-      for (int64_t task = 0; task < panels * blocks; task++) {
-        int64_t p = task / blocks, block = task % blocks;
-        int of_x = block < in_blocks;
-        int64_t features = of_x ? in : out, j = (of_x ? block : block - in_blocks) * 256;
-        NAME(pack)(of_x ? x : gy, batch, features, p * width, width, j, j + 256 < features ? j + 256 : features,
-                   (of_x ? xs : gs) + p * features * width);
-      }
-#pragma omp for schedule(static)
-      for (int64_t e = 0; e < nnz; e++) {
-        by_column[e] = values[order[e]];
-        rows[e] = row[order[e]];
-      }
-      int own = THREAD, all = omp_get_num_threads();
-      int64_t first = share(ccol, in, own, all), last = share(ccol, in, own + 1, all);
-      for (int64_t p = 0; p < panels; p++) {
-        const REAL *xp = gv ? xs + p * in * width : 0, *gp = gs + p * out * width;
-        if (vectors == 8)
-          NAME(backward_panel_8)(first, last, ccol, rows, by_column, xp, gp, gx, grads, batch, in, p * width);
-        else if (vectors == 4)
-          NAME(backward_panel_4)(first, last, ccol, rows, by_column, xp, gp, gx, grads, batch, in, p * width);
-        else
-          NAME(backward_panel_2)(first, last, ccol, rows, by_column, xp, gp, gx, grads, batch, in, p * width);
-      }
-      if (gv)
-        for (int64_t e = ccol[first]; e < ccol[last]; e++) gv[order[e]] = panels ? grads[e] : 0;
-    }
-  }
-  free(gs);
-  free(xs);
-  free(by_column);
-  free(grads);
-  free(rows);
   return failed;
 }
 #undef V
 #undef LANES
-#undef Q
-#undef QUARTER
+#undef LOW
+#undef HIGH
+#endif

@@ -1,0 +1,71 @@
+"""Which kernel computes: the best that is here, or the one that was asked for."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+from torch import Tensor
+
+from sparsify.kernels import aten, native, torch_sparse
+
+KERNELS = {"native": native, "torch_sparse": torch_sparse, "aten": aten}
+"""By name, in the order in which they are preferred."""
+
+_forced: str | None = os.environ.get("SPARSIFY_KERNELS") or None
+
+
+def available() -> tuple[str, ...]:
+    """The kernels that are here, best first.
+
+    "native": our own, on the CPU, where they were compiled. "torch_sparse": the reference, on the CPU, and on CUDA
+    where it was built for it. "aten": PyTorch's own products of CSR matrices, on CUDA, and on the CPU with MKL.
+    """
+    return tuple(name for name, kernel in KERNELS.items() if kernel.available())
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Compute with the kernels `name` within the block; $SPARSIFY_KERNELS does so for a whole process.
+
+    Raises:
+        ValueError: `name` is not available.
+    """
+    global _forced
+    _check(name)
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(values: Tensor) -> ModuleType:
+    """The kernel that computes with `values`: the forced one, else the first that serves."""
+    if _forced is not None:
+        if not KERNELS[_forced].serves(values):
+            raise RuntimeError(f"kernels {_forced!r}, which were asked for, do not serve {values.dtype} on {values.device}.")
+        return KERNELS[_forced]
+    if values.device.type == "cpu" and not native.available():
+        _warn_of_slowness()
+    return next(kernel for kernel in KERNELS.values() if kernel.serves(values))
+
+
+@cache
+def _warn_of_slowness() -> None:
+    warnings.warn(
+        "sparsify's native CPU kernels were not compiled when it was installed; torch-sparse's serve instead, "
+        "several times slower. Install a C compiler and reinstall sparsify.",
+        stacklevel=6,
+    )
+
+
+def _check(name: str) -> None:
+    if name not in available():
+        raise ValueError(f"kernels must be one of {available()}, got {name!r}.")
+
+
+if _forced:
+    _check(_forced)
