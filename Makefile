@@ -24,7 +24,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python examples/benchmark.py
 
-.venv/installed: setup.cfg pyproject.toml .ci/install $(wildcard sparsify/kernels/native*.[ch])
+.venv/installed: setup.cfg pyproject.toml .ci/install $(wildcard sparsify/kernels/*.[ch])
 	@PYTHON=$(PYTHON) sh .ci/install
 
 clean:

@@ -181,7 +181,7 @@ class SparseLinear(nn.Module):
             input = input.to(torch.get_autocast_dtype(device.type))
         elif input.dtype != values.dtype:
             raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")
-        indices = Indices(*[self._buffers[name] for name in Indices._fields])
+        indices = Indices(*[self._buffers[name] for name in Indices._fields])  # type: ignore[arg-type]
         return kernels.linear(input, values, self.bias, indices)
 
     def to_dense(self) -> Tensor:

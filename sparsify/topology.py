@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
+
+from sparsify import library
+from sparsify.library import call
 
 Shape = tuple[int, int]
 """(out_features, in_features) of a layer."""
@@ -47,18 +49,24 @@ def sample(total: int, count: int, generator: torch.Generator) -> Tensor:
         raise ValueError(f"count must be in [0, {total}], got {count}.")
     if total <= 8 * count:
         return torch.randperm(total, generator=generator)[:count].sort().values
-    picked = np.empty(0, dtype=np.int64)  # NumPy sorts int64 six times as fast as torch
+    picked = torch.empty(0, dtype=torch.int64)
     while len(picked) < count:  # nearly always once: the margin is four deviations of the expected collisions
         expected = count * count / (2 * total)
         margin = int(expected + 4 * expected**0.5) + 1
         more = torch.randint(total, (count - len(picked) + margin,), generator=generator)
-        picked = np.sort(np.concatenate([picked, more.numpy()]))
-        first = np.ones(len(picked), dtype=bool)
-        np.not_equal(picked[1:], picked[:-1], out=first[1:])
-        picked = picked[first]
-    keep = np.ones(len(picked), dtype=bool)
-    keep[sample(len(picked), len(picked) - count, generator).numpy()] = False
-    return torch.from_numpy(picked[keep])
+        picked = torch.unique_consecutive(_sorted(torch.cat([picked, more]), total))
+    surplus = sample(len(picked), len(picked) - count, generator)
+    keep = torch.ones(len(picked), dtype=torch.bool)
+    keep[surplus] = False
+    return picked[keep]
+
+
+def _sorted(numbers: Tensor, total: int) -> Tensor:
+    """Numbers of range(total), sorted."""
+    if native(numbers):
+        call("sparsify_sort", numbers, len(numbers), total)
+        return numbers
+    return numbers.sort().values
 
 
 def sample_outside(flat: Tensor, total: int, count: int, generator: torch.Generator) -> Tensor:
@@ -68,18 +76,45 @@ def sample_outside(flat: Tensor, total: int, count: int, generator: torch.Genera
     ever rejected and a nearly full layer costs no more than an empty one.
     """
     rank = sample(total - len(flat), count, generator).to(flat.device)
+    if native(flat):
+        place = empty(count)
+        call("sparsify_places", flat, len(flat), rank, count, place)
+        return place
     inactive_before = flat - torch.arange(len(flat), device=flat.device)
-    merged = merge_order(inactive_before, rank)
-    active_before = positions(merged >= len(flat)) - torch.arange(count, device=flat.device)
-    return rank + active_before
+    return rank + torch.searchsorted(inactive_before, rank, right=True)
 
 
-def merge_order(first: Tensor, second: Tensor) -> Tensor:
-    """The order that sorts two sorted vectors laid end to end; among equals those of `first` come first."""
-    both = torch.cat([first, second])
-    if both.device.type == "cpu":  # NumPy's stable sort merges sorted runs in linear time
-        return torch.from_numpy(np.argsort(both.numpy(), kind="stable"))
-    return torch.sort(both, stable=True).indices
+def merge(flat: Tensor, survives: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
+    """The new topology, and where each of its connections comes from.
+
+    Args:
+        flat: the old topology, (nnz,).
+        survives: which of it stay, (nnz,) bool.
+        grown: what comes, sorted, all outside the old topology.
+    Returns:
+        the new topology, sorted, and for each connection its position in cat([flat, grown]).
+    """
+    if native(flat):
+        count = int(survives.sum()) + len(grown)
+        merged, origin = empty(count), empty(count)
+        call("sparsify_merge", flat, survives, len(flat), grown, len(grown), count, merged, origin)
+        return merged, origin
+    origin = torch.cat([positions(survives), torch.arange(len(grown), device=flat.device) + len(flat)])
+    merged, order = torch.sort(torch.cat([flat, grown])[origin])
+    return merged, origin[order]
+
+
+def empty(length: int, dtype: torch.dtype = torch.int64, device: torch.device | str = "cpu") -> Tensor:
+    """An uninitialised vector. On the CPU in NumPy's memory, which comes in huge pages where there are any: the faults
+    of small ones would cost more than all the rest of an evolution."""
+    if str(device) != "cpu" or not length:
+        return torch.empty(length, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(length * dtype.itemsize, dtype=np.uint8)).view(dtype)
+
+
+def native(flat: Tensor) -> bool:
+    """Whether the compiled library works on `flat`."""
+    return library.LIBRARY is not None and flat.device.type == "cpu"
 
 
 def positions(chosen: Tensor) -> Tensor:
@@ -98,18 +133,18 @@ def index(flat: Tensor, shape: Shape) -> Indices:
     """The indices of a topology."""
     nnz, device = len(flat), flat.device
     dtype = index_dtype(nnz, shape)
+    if native(flat):
+        lengths = shape[0] + 1, nnz, shape[1] + 1, nnz, nnz
+        result = Indices(*(empty(length, dtype) for length in lengths))
+        counters = min(library.threads(nnz), 1 + nnz // shape[1])  # each thread counts in a vector of its own
+        call(f"sparsify_index_{8 * dtype.itemsize}", flat.contiguous(), nnz, *shape, counters, *result)
+        return result
     crow = torch.searchsorted(flat, torch.arange(shape[0] + 1, device=device) * shape[1])
     row = rows(crow, nnz)
-    col = (flat - row * shape[1]).to(dtype)
-    crow = crow.to(dtype)
-    if device.type == "cpu":  # linear time
-        columns = csr_array((np.arange(nnz, dtype=col.numpy().dtype), col.numpy(), crow.numpy()), shape).tocsc()
-        ccol, csc_row, csc_order = map(torch.from_numpy, (columns.indptr, columns.indices, columns.data))
-    else:
-        csc_order = torch.sort(col, stable=True).indices
-        csc_row = row[csc_order]
-        ccol = torch.searchsorted(col[csc_order], torch.arange(shape[1] + 1, device=device, dtype=dtype))
-    return Indices(crow, col, ccol.to(dtype), csc_row.to(dtype), csc_order.to(dtype))
+    col = flat - row * shape[1]
+    csc_order = torch.sort(col, stable=True).indices
+    ccol = torch.searchsorted(col[csc_order], torch.arange(shape[1] + 1, device=device))
+    return Indices(*(index.to(dtype) for index in (crow, col, ccol, row[csc_order], csc_order)))
 
 
 def rows(crow: Tensor, nnz: int) -> Tensor:
@@ -118,7 +153,12 @@ def rows(crow: Tensor, nnz: int) -> Tensor:
 
 
 def from_csr(crow: Tensor, col: Tensor, shape: Shape) -> Tensor:
-    """The flat indices of a topology given as `crow` and `col`."""
+    """The flat indices of a topology given as `crow` and `col`, which must be valid."""
+    if native(col) and crow.dtype == col.dtype:
+        flat = empty(len(col))
+        name = f"sparsify_flat_{8 * col.dtype.itemsize}"
+        call(name, crow.contiguous(), col.contiguous(), *shape, library.threads(len(col)), flat)
+        return flat
     return rows(crow, len(col)) * shape[1] + col
 
 
@@ -151,8 +191,8 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     """Positions of the `count` lowest scores, ascending; among equal scores the first positions."""
     if count <= 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
-    threshold = torch.kthvalue(scores, count).values
-    chosen = scores < threshold
-    tied = positions(scores == threshold)
-    chosen[tied[: count - int(chosen.sum())]] = True
-    return positions(chosen)
+    if native(scores) and scores.dtype in (torch.float32, torch.float64):
+        chosen = empty(count)
+        call(f"sparsify_lowest_{8 * scores.itemsize}", scores.contiguous(), len(scores), count, chosen)
+        return chosen
+    return scores.sort(stable=True).indices[:count].sort().values

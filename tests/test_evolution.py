@@ -92,7 +92,7 @@ def test_evolve_keeps_the_count_the_order_and_the_survivors(outs, ins, fraction,
     assert len(update.flat) == nnz
     assert (torch.diff(update.flat) > 0).all()
     assert set(flat[update.kept].tolist()) <= set(update.flat.tolist())
-    grown = update.flat[update.order >= len(update.kept)]
+    grown = update.flat[update.origin >= nnz]
     assert len(grown) == update.grown == nnz - len(update.kept)
     assert not set(grown.tolist()) & set(flat.tolist()), "a dropped connection came back"
     by_place = dict(zip(flat.tolist(), values.tolist(), strict=True))

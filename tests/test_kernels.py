@@ -4,9 +4,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
-from sparsify import SparseLinear, kernels, topology
+from sparsify import SET, SparseLinear, kernels, library, sparsify, topology
 
 needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
 EACH = [
@@ -45,11 +47,91 @@ def test_products_and_gradients_against_dense_float64(name, outs, ins, density, 
     torch.testing.assert_close(layer.bias.grad.double(), grad.double().sum(0), **close)
 
 
+@needs_native
+@pytest.mark.parametrize("level", range(kernels.native.LEVEL + 1))
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("outs", "ins", "density"), [(70, 33, 0.3), (60, 12_000, 0.02), (12_000, 60, 0.02)])
+def test_every_form_of_the_native_kernels(outs, ins, density, dtype, index, level, monkeypatch):
+    """Each instruction set and index type, and layers so long that they are done in blocks."""
+    monkeypatch.setattr(kernels.native, "LEVEL", level)
+    monkeypatch.setattr(topology, "index_dtype", lambda nnz, shape: index)
+    layer = SparseLinear(ins, outs, density, dtype=dtype)
+    assert layer.csc_order.dtype == index
+    for batch in (1, 2, 5, 9, 20, 40, 70, 130):
+        x = torch.randn(batch, ins, dtype=dtype, requires_grad=True)
+        grad = torch.randn(batch, outs, dtype=dtype)
+        with kernels.use("native"):
+            out = layer(x)
+            gradients = torch.autograd.grad(out, (x, layer.values, layer.bias), grad)
+        weight = layer.to_dense().detach().double()
+        expected = x.double() @ weight.t() + layer.bias.double(), grad.double() @ weight
+        of_values = (grad.double().t() @ x.detach().double()).flatten()[layer.flat()]
+        for got, want in zip((out, *gradients), (*expected, of_values, grad.double().sum(0)), strict=True):
+            tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+            torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_operators_are_well_formed(name):
+    layer, x = SparseLinear(30, 20, 0.2), torch.randn(5, 30, requires_grad=True)
+    indices = (layer.crow, layer.col, layer.ccol, layer.csc_row, layer.csc_order)
+    with kernels.use(name):
+        for bias in (layer.bias, None):
+            torch.library.opcheck(torch.ops.sparsify.linear, (x, layer.values, bias, *indices))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_compiled_in_one_graph_and_not_again_after_evolutions(name):
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(interval=1))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with kernels.use(name):
+        for _ in range(5):
+            x = torch.randn(6, 30)
+            loss, expected = compiled(x).square().sum(), model(x).square().sum()
+            torch.testing.assert_close(loss, expected)
+            wanted = torch.autograd.grad(expected, list(model.parameters()))
+            optimizer.zero_grad()
+            loss.backward()
+            for parameter, grad in zip(model.parameters(), wanted, strict=True):
+                torch.testing.assert_close(parameter.grad, grad)
+            optimizer.step()
+    assert len(optimizer.history) == 5
+    assert counter.frame_count == 1
+
+
+def test_compiled_without_gradients():
+    torch._dynamo.reset()
+    layer, x = SparseLinear(30, 20, 0.2), torch.randn(2, 3, 30)
+    with torch.no_grad():
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(compiled, layer(x))
+
+
+def test_exported_with_a_free_batch_size():
+    layer = SparseLinear(30, 20, 0.2)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(layer, (torch.randn(4, 30),), dynamic_shapes=({0: batch},))
+    x = torch.randn(9, 30)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@needs_native
+def test_kernels_that_were_asked_for_and_do_not_serve_are_an_error():
+    values = torch.randn(3, device="meta")
+    with kernels.use("native"), pytest.raises(RuntimeError, match="'native', which were asked for, do not serve"):
+        kernels.choice.choose(values)
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_hub_rows_and_columns_and_empty_ones(name):
     dense = torch.zeros(40, 70, dtype=torch.float64)
     dense[7], dense[:, 3] = torch.randn(70, dtype=torch.float64), torch.randn(40, dtype=torch.float64)
-    linear = torch.nn.Linear(70, 40, bias=False, dtype=torch.float64)
+    linear = nn.Linear(70, 40, bias=False, dtype=torch.float64)
     linear.weight.data.copy_(dense)
     layer = SparseLinear.from_linear(linear, 109 / 2800, start="magnitude")
     x = torch.randn(19, 70, dtype=torch.float64, requires_grad=True)
@@ -114,7 +196,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads():
 
 
 def test_without_native_kernels_the_slowness_is_said_once(monkeypatch):
-    monkeypatch.setattr(kernels.native, "LIBRARY", None)
+    monkeypatch.setattr(library, "LIBRARY", None)
     kernels.choice._warn_of_slowness.cache_clear()
     layer, x = SparseLinear(5, 4, 0.5), torch.randn(3, 5)
     with pytest.warns(UserWarning, match="native CPU kernels were not compiled"):

@@ -3,8 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify import topology
+from sparsify import library, topology
 from sparsify.topology import generator, lowest, sample, sample_outside
+from tests.conftest import assert_same
 
 
 @given(st.integers(1, 400), st.data())
@@ -63,9 +64,36 @@ def test_sample_outside_can_fill_the_last_place():
     assert sample_outside(torch.tensor([0, 1, 3]), 4, 1, generator()).tolist() == [2]
 
 
-def test_merge_order_sorts_two_runs_and_puts_the_first_of_equals_first():
-    assert topology.merge_order(torch.tensor([1, 4, 9]), torch.tensor([0, 4, 6])).tolist() == [3, 0, 1, 4, 5, 2]
-    assert topology.merge_order(torch.tensor([1, 4]), torch.tensor([], dtype=torch.int64)).tolist() == [0, 1]
+def test_merge_of_survivors_and_grown():
+    flat, survives, grown = torch.tensor([1, 4, 9]), torch.tensor([True, False, True]), torch.tensor([0, 5, 11])
+    merged, origin = topology.merge(flat, survives, grown)
+    assert merged.tolist() == [0, 1, 5, 9, 11]
+    assert origin.tolist() == [3, 0, 4, 2, 5]
+    merged, origin = topology.merge(flat, survives, grown[:0])
+    assert (merged.tolist(), origin.tolist()) == ([1, 9], [0, 2])
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([torch.int32, torch.int64]))
+@settings(deadline=None, max_examples=200)
+def test_compiled_and_plain_functions_agree(outs, ins, seed, dtype):
+    def every(flat, survives, rank_seed):
+        indices = topology.index(flat, (outs, ins))
+        again = topology.from_csr(indices.crow, indices.col, (outs, ins))
+        free = outs * ins - len(flat)
+        grown = sample_outside(flat, outs * ins, free // 2, generator(rank_seed))
+        weakest = [lowest(scores.to(dtype), len(flat) // 3) for dtype in (torch.float32, torch.float64)]
+        return [*indices, again, grown, *topology.merge(flat, survives, grown), *weakest]
+
+    random = generator(seed)
+    flat = sample(outs * ins, int(torch.randint(outs * ins + 1, (), generator=random)), random)
+    survives = torch.rand(len(flat), generator=random) < 0.7
+    scores = torch.randint(-9, 9, (len(flat),), generator=random) / torch.randint(-1, 2, (len(flat),), generator=random)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topology, "index_dtype", lambda nnz, shape: dtype)
+        patch.setattr(library, "ENOUGH", 0)
+        first = every(flat, survives, seed)
+        patch.setattr(library, "LIBRARY", None)
+        assert_same(first, every(flat, survives, seed))
 
 
 def test_csr_and_csc_of_a_small_topology():

@@ -7,29 +7,34 @@ import torch
 from torch import Tensor
 
 from sparsify.evolution.drop import DropRule
-from sparsify.topology import Shape, merge_order, positions
+from sparsify.topology import Shape, empty, merge
 
 
 class Update(NamedTuple):
     """A new topology, and how to move every vector that shares the old one's order to the new one's.
 
     flat: the new topology, sorted flat indices, (new nnz,).
-    kept: old positions of the survivors, ascending.
-    order: sorts the survivors, followed by the grown connections, into the new topology.
+    origin: where each of its connections comes from, (new nnz,): below `old_nnz` a survivor's old position, else
+        `old_nnz` + the position among the grown.
+    old_nnz: connections before.
+    grown: how many are new.
     """
 
     flat: Tensor
-    kept: Tensor
-    order: Tensor
+    origin: Tensor
+    old_nnz: int
+    grown: int
 
     @property
-    def grown(self) -> int:
-        """How many connections are new."""
-        return len(self.flat) - len(self.kept)
+    def kept(self) -> Tensor:
+        """Old positions of the survivors, ascending."""
+        return self.origin[self.origin < self.old_nnz]
 
     def move(self, vector: Tensor, grown: Tensor) -> Tensor:
         """`vector` (old nnz,) in the new order (new nnz,), with `grown` at the grown connections."""
-        return torch.cat([vector.index_select(0, self.kept), grown]).index_select(0, self.order)
+        kind = vector.dtype, vector.device
+        both = torch.cat([vector, grown], out=empty(len(vector) + len(grown), *kind))
+        return torch.index_select(both, 0, self.origin, out=empty(len(self.origin), *kind))
 
 
 def evolve(
@@ -59,8 +64,5 @@ def evolve(
     dropped = drop(values, drop_fraction, len(flat) if grow is None else free)
     survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
     survives[dropped] = False
-    kept = positions(survives)
     grown = flat[:0] if grow is None else grow(flat, shape, len(dropped))
-    survivors = flat.index_select(0, kept)
-    order = merge_order(survivors, grown)
-    return Update(torch.cat([survivors, grown]).index_select(0, order), kept, order)
+    return Update(*merge(flat, survives, grown), len(flat), len(grown))

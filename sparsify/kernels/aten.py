@@ -8,16 +8,18 @@ from torch import Tensor
 
 from sparsify.topology import Indices
 
+MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+
 
 def available() -> bool:
     """Whether this PyTorch has them: with CUDA, or with MKL."""
-    return torch.cuda.is_available() or torch.backends.mkl.is_available()
+    return MKL or torch.cuda.is_available()
 
 
 def serves(values: Tensor) -> bool:
     """Whether these kernels can compute with `values`."""
-    device = values.device.type == "cuda" or (values.device.type == "cpu" and torch.backends.mkl.is_available())
-    return device and values.dtype in (torch.float32, torch.float64)
+    device = values.device.type
+    return (device == "cuda" or (device == "cpu" and MKL)) and values.dtype in (torch.float32, torch.float64)
 
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:

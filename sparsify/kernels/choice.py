@@ -46,7 +46,8 @@ def choose(values: Tensor) -> ModuleType:
     """The kernel that computes with `values`: the forced one, else the first that serves."""
     if _forced is not None:
         if not KERNELS[_forced].serves(values):
-            raise RuntimeError(f"kernels {_forced!r}, which were asked for, do not serve {values.dtype} on {values.device}.")
+            kind = f"{values.dtype} on {values.device}"
+            raise RuntimeError(f"kernels {_forced!r}, which were asked for, do not serve {kind}.")
         return KERNELS[_forced]
     if values.device.type == "cpu" and not native.available():
         _warn_of_slowness()

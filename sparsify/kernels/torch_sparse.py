@@ -6,6 +6,9 @@ from torch import Tensor
 
 from sparsify.topology import Indices, rows
 
+GATHERED = 2**15
+"""Connections whose activations are gathered together: what bounds the memory of the values' gradient."""
+
 
 def available() -> bool:
     """Always: sparsify depends on it."""
@@ -18,27 +21,32 @@ def serves(values: Tensor) -> bool:
 
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
-    """`input @ weight.T + bias`; differentiable as it stands."""
-    crow, col, ccol, csc_row, csc_order = (index.long() for index in indices)
-    features_first = input.t()
-    product: Tensor
-    if len(input):
-        row = rows(crow, len(col))
-        product = torch.ops.torch_sparse.spmm_sum(row, crow, col, values, ccol, csc_order, features_first)
-    else:  # torch-sparse divides by the batch size
-        product = (features_first.sum(0) + values.sum()).expand(len(crow) - 1, 0)
-    output = product.t().contiguous()
+    """`input @ weight.T + bias`."""
+    output = _product(indices.crow, indices.col, values, input)
     return output if bias is None else output + bias
 
 
 def backward(
     grad: Tensor, input: Tensor, values: Tensor, indices: Indices, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, values and bias, as far as needed; computes the product again to differentiate it."""
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_(need) for t, need in zip((input, values), needs, strict=False)]
-        product = forward(leaves[0], leaves[1], None, indices)
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(product, wanted, grad) if wanted else ())
-    grad_input, grad_values = (next(found) if need else None for need in needs[:2])
+    """Gradients of input, values and bias, as far as needed."""
+    grad_input = grad_values = None
+    if needs[0]:
+        grad_input = _product(indices.ccol, indices.csc_row, values[indices.csc_order], grad)
+    if needs[1]:
+        # torch-sparse computes this only from inside its own autograd function, which an operator cannot enter
+        row, col = rows(indices.crow, len(values)), indices.col
+        of_rows, of_columns = grad.t().contiguous(), input.t().contiguous()
+        parts = zip(torch.split(row, GATHERED), torch.split(col, GATHERED), strict=True)
+        grad_values = torch.cat([(of_rows[r] * of_columns[c]).sum(1) for r, c in parts] or [values])
     return grad_input, grad_values, grad.sum(0) if needs[2] else None
+
+
+def _product(start: Tensor, index: Tensor, values: Tensor, input: Tensor) -> Tensor:
+    """`input @ matrix.T` for a matrix in CSR."""
+    if not len(input):  # torch-sparse divides by the batch size
+        return input.new_empty(0, len(start) - 1)
+    values, features_first = values.detach(), input.detach().t().contiguous()  # or it wants more, to differentiate
+    product = torch.ops.torch_sparse.spmm_sum(None, start.long(), index.long(), values, None, None, features_first)
+    output: Tensor = product.t().contiguous()
+    return output
