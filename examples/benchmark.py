@@ -1,80 +1,324 @@
-"""Time creation, evolution and training steps of sparse layers beside their dense form, in one process.
+"""Time sparse layers and training steps beside their dense form and the other ways to be sparse, in one process.
 
-    python examples/benchmark.py
+    python examples/benchmark.py                        # all; about ten minutes on two cores
+    python examples/benchmark.py --only layer --sizes 1024 --batches 128
 
-The variants of one row are run in turn, A B A B ..., and the table gives medians and their ratio: absolute times
-differ between machines and from minute to minute, ratios much less.
+The variants of one row run in turn, a block of runs each, the first of which is not counted: so each finds the caches
+and the memory as its own training loop would leave them, and none has the machine to itself for long. The tables give
+medians and their ratios: absolute times differ between machines and from minute to minute, ratios much less.
 """
 
 import argparse
+import json
+import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rivals import rivals
+from scipy.optimize import nnls
 from torch import nn
+from torch.nn import functional as F
 
-from sparsify import SET, SparseLinear, epsilon, sparsify
+from sparsify import SET, SparseLinear, SparseOptimizer, epsilon, kernels, sparsify
+
+ASKED = {
+    (1024, 128): {0.1: 5, 0.05: 9, 0.01: 20},
+    (1024, 512): {0.1: 5, 0.05: 9, 0.01: 20},
+    (4096, 128): {0.1: 6, 0.05: 12, 0.01: 40},
+    (4096, 512): {0.1: 5, 0.05: 10, 0.01: 30},
+}
+"""What this project set itself: speed-up over nn.Linear by (n, batch) and density."""
+
+PARTS = ("layer", "inference", "steps", "evolution", "memory")
+
+WIDE = (0.02, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7)
+"""More densities, without the rivals, for the plot: where sparse stops being faster."""
+
+BUDGET = 2**29
+"""Activations of one forward pass (connections x batch) above which the gathering rivals are left out."""
+
+console = Console(width=160)
 
 
-def medians(*variants: Callable[[], object], repeats: int) -> list[float]:
-    """Median milliseconds of each variant, run in turn."""
-    times: list[list[float]] = [[] for _ in variants]
-    for run in variants:
+def medians(variants: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
+    """Median milliseconds of each variant; each gets about `seconds` in all, at least three blocks of two runs."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for run in variants.values():
         run()
-    for _ in range(repeats):
-        for own, run in zip(times, variants, strict=True):
-            start = time.perf_counter()
-            run()
-            own.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(own) for own in times]
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < 3 or time.perf_counter() - start < seconds * len(variants):
+        for name, run in variants.items():
+            begun, runs = time.perf_counter(), -1
+            while runs < 2 or (runs < 12 and time.perf_counter() - begun < seconds / 5):
+                before = time.perf_counter()
+                run()
+                runs += 1
+                if runs:
+                    times[name].append((time.perf_counter() - before) * 1e3)
+        rounds += 1
+    return {name: statistics.median(own) for name, own in times.items()}
 
 
-def create_and_evolve(repeats: int) -> Table:
-    """Creation and evolution at Synapses' own benchmark: 1024 x 1024, 22,528 connections."""
-    linear = nn.Linear(1024, 1024)
-    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1, momentum=0.9)
-    layer, optimizer = sparsify(linear, optimizer, epsilon(11), evolution=SET(None))
-    layer(torch.randn(32, 1024)).sum().backward()
-    optimizer.step()
-    create, evolve = medians(lambda: SparseLinear(1024, 1024, layer.density), optimizer.evolve, repeats=repeats)
-    table = Table("1024 x 1024, 22,528 connections", "ms")
-    table.add_row("create", f"{create:.2f}")
-    table.add_row("evolve (SGD with momentum)", f"{evolve:.2f}")
-    return table
+def step(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> Callable[[], None]:
+    """Forward and backward through one layer, gradients of the input included."""
+
+    def run() -> None:
+        x.grad = None
+        layer.zero_grad()
+        layer(x).backward(grad)
+
+    return run
 
 
-def training_steps(sizes: list[int], batches: list[int], densities: list[float], repeats: int) -> Table:
-    """Forward and backward of one n x n layer, sparse against nn.Linear."""
-    table = Table("n", "batch", "density", "nn.Linear ms", "SparseLinear ms", "speed-up")
+def layers(
+    sizes: list[int], batches: list[int], densities: Sequence[float], seconds: float, compare: bool
+) -> list[dict]:
+    """Time one n x n layer with bias, row-major in and out; prints a row at a time and returns them."""
+    others = rivals() if compare else {}
+    console.rule(f"one n x n layer, forward + backward: ms, and times faster than nn.Linear ({', '.join(others)})")
+    results = []
     for n in sizes:
         for batch in batches:
-            x = torch.randn(batch, n, requires_grad=True)
+            x, grad = torch.randn(batch, n, requires_grad=True), torch.randn(batch, n)
             for density in densities:
-                dense, sparse = nn.Linear(n, n), SparseLinear(n, n, density)
+                made = {"nn.Linear": nn.Linear(n, n), "sparsify": SparseLinear(n, n, density)}
+                for name, make in others.items():
+                    gathers = name in ("gather-scatter", "torch_sparse")
+                    if not gathers or density * n * n * batch <= BUDGET:
+                        made[name] = make(n, n, density)
+                found = medians({name: step(layer, x, grad) for name, layer in made.items()}, seconds)
+                results.append({"n": n, "batch": batch, "density": density, "ms": found})
+                dense = found["nn.Linear"]
+                asked = ASKED.get((n, batch), {}).get(density)
+                cells = [f"{name} {ms:.2f} ({dense / ms:.2f} x)" for name, ms in found.items() if name != "nn.Linear"]
+                bar = f"asked {asked}" if asked else ""
+                console.print(f"n {n:5} batch {batch:4} density {density:<5g} nn.Linear {dense:7.2f} ", *cells, bar)
+    return results
 
-                def step(layer: nn.Module, x: torch.Tensor = x) -> None:
-                    layer(x).sum().backward()
 
-                one, other = medians(lambda: step(dense), lambda: step(sparse), repeats=repeats)  # noqa: B023
-                table.add_row(str(n), str(batch), f"{density:g}", f"{one:.2f}", f"{other:.2f}", f"{one / other:.2f}")
+def inference(n: int, density: float, seconds: float) -> Table:
+    """Small batches without gradients."""
+    table = Table("batch", "nn.Linear ms", "SparseLinear ms", "speed-up", title=f"inference, {n} x {n}, {density:g}")
+    dense, sparse = nn.Linear(n, n), SparseLinear(n, n, density)
+    with torch.no_grad():
+        for batch in (1, 2, 4, 8, 16, 32):
+            x = torch.randn(batch, n)
+            found = medians({"dense": lambda: dense(x), "sparse": lambda: sparse(x)}, seconds)  # noqa: B023
+            one, other = found.values()
+            table.add_row(str(batch), f"{one:.3f}", f"{other:.3f}", f"{one / other:.2f}")
     return table
+
+
+def whole_steps(seconds: float) -> Table:
+    """Training steps of whole networks: loss, backward, SGD with momentum; the last layer stays dense."""
+    table = Table("network", "batch", "density", "dense ms", "sparse ms", "speed-up", "asked", title="training step")
+    networks = {"784-1000-1000-1000-10": [784, 1000, 1000, 1000, 10], "LeNet-300-100": [784, 300, 100, 10]}
+    asked = {"784-1000-1000-1000-10": {0.1: 4.5, 0.05: 8, 0.01: 14}, "LeNet-300-100": {0.05: 2}}
+    for name, sizes in networks.items():
+        x, y = torch.randn(128, sizes[0]), torch.randint(sizes[-1], (128,))
+
+        def training(density: float, sizes: list[int] = sizes, x=x, y=y) -> Callable[[], None]:
+            parts = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+            model = nn.Sequential(*parts[:-1])
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+            if density < 1:
+                model, optimizer = sparsify(model, optimizer, density, skip=[str(len(model) - 1)])
+
+            def run() -> None:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+
+            return run
+
+        for density in (0.1, 0.05, 0.01):
+            found = medians({"dense": training(1), "sparse": training(density)}, seconds)
+            one, other = found.values()
+            bar = asked[name].get(density, "")
+            cells = f"{one:.2f}", f"{other:.2f}", f"{one / other:.2f}", str(bar)
+            table.add_row(name, "128", f"{density:g}", *cells)
+    return table
+
+
+def evolution(sizes: list[int], seconds: float) -> Table:
+    """Creation, and evolution with Adam against the training step."""
+    title = "creation; evolution with Adam (five vectors move), share of the training time at interval 100, batch 128"
+    table = Table("layer", "connections", "create ms", "step ms", "evolve ms", "share", title=title)
+    for n, density in [(1024, epsilon(11)((1024, 1024))), *((n, 0.1) for n in sizes)]:
+        model = SparseLinear(n, n, density)
+        optimizer = torch.optim.Adam(model.parameters())
+        optimizer = SparseOptimizer(optimizer, {"": model}, SET(None))
+        x = torch.randn(128, n)
+
+        def train(model=model, optimizer=optimizer, x=x) -> None:
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+
+        train()
+        variants = {
+            "step": train,
+            "evolve": optimizer.evolve,
+            "create": lambda: SparseLinear(n, n, density),  # noqa: B023
+        }
+        found = medians(variants, seconds)
+        share = found["evolve"] / found["step"] / 100
+        cells = f"{found['create']:.2f}", f"{found['step']:.2f}", f"{found['evolve']:.2f}", f"{share:.1%}"
+        table.add_row(f"{n} x {n}", f"{model.nnz:,}", *cells)
+    return table
+
+
+def roofline(results: list[dict]) -> Table:
+    """How near to the machine's peaks the products come: 6 operations a connection and batch entry."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    memory = torch.randn(2**26)
+    target = torch.empty_like(memory)
+    found = medians({"multiply": lambda: a @ b, "copy": lambda: target.copy_(memory)}, 1.0)
+    peak = 2 * 2048**3 / found["multiply"] / 1e6
+    bandwidth = 2 * memory.nbytes / found["copy"] / 1e6
+    title = f"against measured peaks: matrix product {peak:.0f} GFLOP/s, copy {bandwidth:.0f} GB/s"
+    table = Table("n", "batch", "density", "dense GFLOP/s", "sparse GFLOP/s", "activations read, GB/s", title=title)
+    for row in results:
+        n, batch, density, ms = row["n"], row["batch"], row["density"], row["ms"]
+        work = 6 * n * n * batch / 1e6
+        sparse = work * density / ms["sparsify"]
+        # a connection reads one activation forward and one backward for each batch entry: 8 bytes
+        table.add_row(
+            str(n),
+            str(batch),
+            f"{density:g}",
+            f"{work / ms['nn.Linear']:.0f}",
+            f"{sparse:.0f}",
+            f"{sparse / 6 * 8:.0f}",
+        )
+    return table
+
+
+def memory(n: int = 4096, density: float = 0.1) -> str:
+    """Bytes a connection that a training step with Adam holds."""
+    model = SparseLinear(n, n, density, bias=False)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(1, n)).sum().backward()
+    optimizer.step()
+    state = [t for held in optimizer.state.values() for t in held.values() if torch.is_tensor(t)]
+    tensors = [model.values, model.values.grad, *model.buffers(), *state]
+    size = sum(t.nbytes for t in tensors) / model.nnz
+    return f"Adam, {n} x {n} at {density:g}: {size:.2f} bytes a connection are held (asked: at most 32)"
+
+
+def fit(seconds: float) -> None:
+    """Fit the model of sparsify/cost.py for every form of the kernels that is here, and print its coefficients."""
+    forms = {name: ("native", level) for level, name in enumerate(("baseline", "AVX2", "AVX-512"))}
+    forms |= {name: (name, 0) for name in kernels.available() if name != "native"}
+    names = [name for name, (_, level) in forms.items() if level <= kernels.native.LEVEL]
+    terms: dict[str, list[list[float]]] = {name: [] for name in ("dense", *names)}
+    times: dict[str, list[float]] = {name: [] for name in terms}
+    for n in (256, 512, 1024, 2048, 4096):
+        x, grad = torch.randn(128, n, requires_grad=True), torch.randn(128, n)
+        for density in (0.01, 0.05, 0.1, 0.25, 0.5):
+            dense, sparse = step(nn.Linear(n, n), x, grad), step(SparseLinear(n, n, density), x, grad)
+
+            def form(name: str, sparse=sparse) -> Callable[[], None]:
+                kernel, level = forms[name]
+
+                def run() -> None:
+                    kernels.native.LEVEL = level
+                    with kernels.use(kernel):
+                        sparse()
+
+                return run
+
+            slow = density * n * n > 1e6
+            found = medians(
+                {"dense": dense} | {name: form(name) for name in names if not slow or name != "torch_sparse"}, seconds
+            )
+            for name, ms in found.items():
+                terms[name].append([1, n * n] if name == "dense" else [1, 2 * n, density * n * n])
+                times[name].append(ms)
+            console.print(n, density, {name: round(ms, 3) for name, ms in found.items()})
+    for name, rows in terms.items():
+        measured = np.array(times[name])
+        relative = np.array(rows) / measured[:, None]  # so that small layers count as much as large ones
+        coefficients, _ = nnls(relative, np.ones(len(measured)))
+        error = np.abs(relative @ coefficients - 1)
+        numbers = ", ".join(f"{c:.3g}" for c in coefficients)
+        console.print(f"{name}: {numbers} (error {np.median(error):.0%}, at most {error.max():.0%})")
+
+
+def plot(results: list[dict], path: Path) -> None:
+    """Speed-up over density, a curve for each n and batch, with the crossover marked."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for n, batch in sorted({(row["n"], row["batch"]) for row in results}):
+        rows = sorted((r for r in results if (r["n"], r["batch"]) == (n, batch)), key=lambda r: r["density"])
+        densities = [row["density"] for row in rows]
+        ratios = [row["ms"]["nn.Linear"] / row["ms"]["sparsify"] for row in rows]
+        (line,) = axes.plot(densities, ratios, marker="o", label=f"{n} x {n}, batch {batch}")
+        for (d0, r0), (d1, r1) in pairwise(zip(densities, ratios, strict=True)):
+            if r0 >= 1 > r1:
+                crossing = d0 * (d1 / d0) ** ((r0 - 1) / (r0 - r1))
+                axes.plot(crossing, 1, marker="X", markersize=11, color=line.get_color())
+                axes.annotate(
+                    f"{crossing:.2f}", (crossing, 1), xytext=(0, -16), textcoords="offset points", ha="center"
+                )
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="density", ylabel="times faster than nn.Linear")
+    axes.set_title(f"Forward + backward of one layer, {torch.get_num_threads()} CPU threads")
+    ticks = [0.5, 1, 2, 5, 10, 20, 50]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the tables, save the plot and the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=21)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048])
-    parser.add_argument("--batches", type=int, nargs="+", default=[128])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts, not all")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each variant of each row")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.01])
+    parser.add_argument("--evolved", type=int, nargs="+", default=[1024, 3200, 10_240], help="sizes, density 0.1")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--fit", action="store_true", help="fit the model that plan() uses, and nothing else")
     options = parser.parse_args()
-    console = Console()
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    console.print(create_and_evolve(options.repeats * 10))
-    console.print(training_steps(options.sizes, options.batches, options.densities, options.repeats))
+    options.out.mkdir(parents=True, exist_ok=True)
+    level = ("no AVX", "AVX2", "AVX-512")[kernels.native.LEVEL]
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()} with {level}")
+    if options.fit:
+        fit(options.seconds / 4)
+        return
+    if "layer" in options.only:
+        results = layers(options.sizes, options.batches, options.densities, options.seconds, compare=True)
+        results += layers([512, *options.sizes], options.batches[:1], WIDE, options.seconds, compare=False)
+        console.print(roofline(results))
+        plot(results, options.out / "benchmark.png")
+        (options.out / "benchmark.json").write_text(json.dumps(results, indent=1))
+        console.print(f"saved {options.out / 'benchmark.png'} and {options.out / 'benchmark.json'}")
+    if "inference" in options.only:
+        console.print(inference(options.sizes[-1], 0.1, options.seconds))
+    if "steps" in options.only:
+        console.print(whole_steps(options.seconds))
+    if "evolution" in options.only:
+        console.print(evolution(options.evolved, options.seconds))
+    if "memory" in options.only:
+        console.print(memory())
 
 
 if __name__ == "__main__":

@@ -39,9 +39,12 @@ def test_accuracy_is_resumable(tmp_path):
 
 
 def test_benchmark_runs(tmp_path):
-    done = run("benchmark.py", *"--repeats 1 --sizes 64 --batches 8 --densities .1".split(), cwd=tmp_path)
+    done = run(
+        "benchmark.py", *"--seconds 0.001 --sizes 64 --batches 8 --densities .1 --evolved 64".split(), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "evolve" in done.stdout
+    assert (tmp_path / "runs" / "benchmark.png").stat().st_size > 10_000
 
 
 def test_a_folder_without_the_files_is_an_error_that_names_them(tmp_path):

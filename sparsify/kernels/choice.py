@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sparsify.kernels import aten, native, torch_sparse
 
-KERNELS = {"native": native, "torch_sparse": torch_sparse, "aten": aten}
-"""By name, in the order in which they are preferred."""
+KERNELS = {"native": native, "aten": aten, "torch_sparse": torch_sparse}
+"""By name, in the order in which they are preferred on the CPU."""
 
 _forced: str | None = os.environ.get("SPARSIFY_KERNELS") or None
 
@@ -20,8 +20,8 @@ _forced: str | None = os.environ.get("SPARSIFY_KERNELS") or None
 def available() -> tuple[str, ...]:
     """The kernels that are here, best first.
 
-    "native": our own, on the CPU, where they were compiled. "torch_sparse": the reference, on the CPU, and on CUDA
-    where it was built for it. "aten": PyTorch's own products of CSR matrices, on CUDA, and on the CPU with MKL.
+    "native": our own, on the CPU, where they were compiled. "aten": PyTorch's products of CSR matrices, on the CPU with
+    MKL, and on CUDA. "torch_sparse": the reference, on the CPU, and on CUDA where it was built for it, preferred there.
     """
     return tuple(name for name, kernel in KERNELS.items() if kernel.available())
 
@@ -49,16 +49,19 @@ def choose(values: Tensor) -> ModuleType:
             kind = f"{values.dtype} on {values.device}"
             raise RuntimeError(f"kernels {_forced!r}, which were asked for, do not serve {kind}.")
         return KERNELS[_forced]
-    if values.device.type == "cpu" and not native.available():
-        _warn_of_slowness()
-    return next(kernel for kernel in KERNELS.values() if kernel.serves(values))
+    on_cpu = values.device.type == "cpu"
+    names = KERNELS if on_cpu else reversed(KERNELS)
+    name = next(name for name in names if KERNELS[name].serves(values))
+    if on_cpu and not native.available():
+        _warn_of_slowness(name)
+    return KERNELS[name]
 
 
 @cache
-def _warn_of_slowness() -> None:
+def _warn_of_slowness(name: str) -> None:
     warnings.warn(
-        "sparsify's native CPU kernels were not compiled when it was installed; torch-sparse's serve instead, "
-        "several times slower. Install a C compiler and reinstall sparsify.",
+        "sparsify's native CPU kernels were not compiled when it was installed; the kernels "
+        f"{name!r} serve instead, several times slower. Install a C compiler and reinstall sparsify.",
         stacklevel=6,
     )
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from sparsify.topology import Indices, rows
 
-GATHERED = 2**15
-"""Connections whose activations are gathered together: what bounds the memory of the values' gradient."""
+GATHERED = 2**18
+"""Activations that are gathered together for the values' gradient: what bounds its memory, and fits a cache."""
 
 
 def available() -> bool:
@@ -37,7 +37,7 @@ def backward(
         # torch-sparse computes this only from inside its own autograd function, which an operator cannot enter
         row, col = rows(indices.crow, len(values)), indices.col
         of_rows, of_columns = grad.t().contiguous(), input.t().contiguous()
-        parts = zip(torch.split(row, GATHERED), torch.split(col, GATHERED), strict=True)
+        parts = zip(*(torch.split(index, max(1, GATHERED // max(1, len(input)))) for index in (row, col)), strict=True)
         grad_values = torch.cat([(of_rows[r] * of_columns[c]).sum(1) for r, c in parts] or [values])
     return grad_input, grad_values, grad.sum(0) if needs[2] else None
 
