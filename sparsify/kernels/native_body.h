@@ -1,5 +1,5 @@
-// The kernels for one instruction set, ISA with vectors of BYTES. native.c includes this for each; it includes itself for
-// each type REAL of the values and INDEX of the indices.
+// The kernels for one instruction set, ISA with vectors of BYTES. native.c includes this for each; it includes itself
+// for each type REAL of the values and INDEX of the indices.
 
 #ifndef REAL
 #define REAL float
@@ -110,7 +110,8 @@ static void NAME(pack)(const REAL *restrict x, int64_t batch, int64_t features, 
       REAL corner[LANES * LANES];
       if (rows < LANES || columns < LANES) {
         memset(corner, 0, sizeof corner);
-        for (int i = 0; i < rows && i < LANES; i++) memcpy(corner + i * LANES, source + i * stride, columns * sizeof(REAL));
+        for (int i = 0; i < rows && i < LANES; i++)
+          memcpy(corner + i * LANES, source + i * stride, columns * sizeof(REAL));
         source = corner;
         stride = LANES;
       }
@@ -144,7 +145,8 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
       NAME(transpose)(r);
       UNROLL for (int i = 0; i < LANES; i++) *(V *)(place + i * stride) = r[i];
       if (!inside)
-        for (int i = 0; i < rows && i < LANES; i++) memcpy(target + i * features, corner + i * LANES, columns * sizeof(REAL));
+        for (int i = 0; i < rows && i < LANES; i++)
+          memcpy(target + i * features, corner + i * LANES, columns * sizeof(REAL));
     }
 }
 
@@ -155,22 +157,22 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
     enum { W = N * LANES };                                                                                            \
     const INDEX *restrict crow = p->starts, *restrict col = p->indices;                                                \
     const REAL *restrict values = p->values, *restrict bias = p->bias, *restrict panel = k->panel;                     \
-    REAL *partial = (REAL *)k->partial - k->first_row * W, tile[TILE * W] __attribute__((aligned(64)));                \
-    INDEX *reached = (INDEX *)k->reached - k->first_row;                                                               \
+    REAL *partial = k->partial, tile[TILE * W] __attribute__((aligned(64)));                                           \
+    INDEX *reached = k->reached;                                                                                       \
     for (int64_t r0 = k->first_row; r0 < k->last_row; r0 += TILE) {                                                    \
       const int count = k->last_row - r0 < TILE ? (int)(k->last_row - r0) : TILE;                                      \
       for (int q = 0; q < count; q++) {                                                                                \
         const int64_t r = r0 + q;                                                                                      \
-        int64_t e = k->first ? crow[r] : reached[r], end = crow[r + 1];                                                \
+        int64_t e = k->first ? crow[r] : reached[r - k->first_row], end = crow[r + 1];                                 \
         V a[N], c[N];                                                                                                  \
         UNROLL for (int i = 0; i < N; i++) {                                                                           \
           if (k->first) a[i] = (V){0} + (bias ? bias[r] : 0);                                                          \
-          else a[i] = *(const V *)(partial + r * W + LANES * i);                                                       \
+          else a[i] = *(const V *)(partial + (r - k->first_row) * W + LANES * i);                                      \
           c[i] = (V){0};                                                                                               \
         }                                                                                                              \
-        if (!k->last) reached[r] = end = NAME(up_to)(col, e, end, k->limit);                                           \
+        if (!k->last) reached[r - k->first_row] = end = NAME(up_to)(col, e, end, k->limit);                            \
         if (k->partial) {                                                                                              \
-          const int64_t next = k->first || r + 1 == k->last_row ? crow[r + 1] : reached[r + 1];                        \
+          const int64_t next = k->first || r + 1 == k->last_row ? crow[r + 1] : reached[r + 1 - k->first_row];         \
           NAME(fetch)(values + next);                                                                                  \
           NAME(fetch)(values + next + 64 / REAL_BYTES * 2);                                                            \
           NAME(fetch)(col + next);                                                                                     \
@@ -191,7 +193,7 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
           const REAL v = values[e];                                                                                    \
           UNROLL for (int i = 0; i < N; i++) a[i] += v * x[i];                                                         \
         }                                                                                                              \
-        REAL *rest = k->last ? tile + q * W : partial + r * W;                                                         \
+        REAL *rest = k->last ? tile + q * W : partial + (r - k->first_row) * W;                                        \
         UNROLL for (int i = 0; i < N; i++) *(V *)(rest + LANES * i) = a[i];                                            \
       }                                                                                                                \
       if (k->last) NAME(unpack)(tile, W, p->result, p->batch, p->out, k->from, r0, count);                             \
@@ -221,8 +223,8 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
     enum { W = N * LANES, AHEAD = 24 };                                                                                \
     const INDEX *restrict ccol = p->starts, *restrict row = p->indices, *restrict order = p->order;                    \
     const REAL *restrict values = p->values, *restrict panel = k->panel;                                               \
-    REAL *gv = p->grad_values, *partial = (REAL *)k->partial - k->first_row * W;                                       \
-    INDEX *reached = (INDEX *)k->reached - k->first_row;                                                               \
+    REAL *gv = p->grad_values, *partial = k->partial;                                                                  \
+    INDEX *reached = k->reached;                                                                                       \
     REAL tile[TILE * W] __attribute__((aligned(64))), xs[TILE * W] __attribute__((aligned(64)));                       \
     V dots[LANES];                                                                                                     \
     int64_t where[LANES];                                                                                              \
@@ -233,15 +235,15 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
       if (need_v) NAME(pack)(p->x, p->batch, p->in, k->from, W, c0, c0 + count, xs, 0);                                \
       for (int q = 0; q < count; q++) {                                                                                \
         const int64_t c = c0 + q;                                                                                      \
-        int64_t e = k->first ? ccol[c] : reached[c], end = ccol[c + 1];                                                \
+        int64_t e = k->first ? ccol[c] : reached[c - k->first_row], end = ccol[c + 1];                                 \
         V a[N], x[N];                                                                                                  \
         UNROLL for (int i = 0; i < N; i++) {                                                                           \
           if (need_x && k->first) a[i] = (V){0};                                                                       \
-          else if (need_x) a[i] = *(const V *)(partial + c * W + LANES * i);                                           \
+          else if (need_x) a[i] = *(const V *)(partial + (c - k->first_row) * W + LANES * i);                          \
           if (need_v) x[i] = *(const V *)(xs + q * W + LANES * i);                                                     \
         }                                                                                                              \
-        if (!k->last) reached[c] = end = NAME(up_to)(row, e, end, k->limit);                                           \
-        const int64_t next = k->first || c + 1 == k->last_row ? ccol[c + 1] : reached[c + 1];                          \
+        if (!k->last) reached[c - k->first_row] = end = NAME(up_to)(row, e, end, k->limit);                            \
+        const int64_t next = k->first || c + 1 == k->last_row ? ccol[c + 1] : reached[c + 1 - k->first_row];           \
         if (k->partial) {                                                                                              \
           NAME(fetch)(row + next);                                                                                     \
           NAME(fetch)(row + next + 64 / sizeof(INDEX) * 2);                                                            \
@@ -271,7 +273,7 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
             }                                                                                                          \
           }                                                                                                            \
         }                                                                                                              \
-        REAL *rest = k->last ? tile + q * W : partial + c * W;                                                         \
+        REAL *rest = k->last ? tile + q * W : partial + (c - k->first_row) * W;                                        \
         if (need_x) UNROLL for (int i = 0; i < N; i++) *(V *)(rest + LANES * i) = a[i];                                \
       }                                                                                                                \
       if (need_x && k->last) NAME(unpack)(tile, W, p->result, p->batch, p->in, k->from, c0, count);                    \
@@ -332,7 +334,8 @@ static int NAME(run)(const problem *p, int backward) {
     const int groups = backward ? 1 : divisor(all, panels), sharers = all / groups;
     const int64_t first = NAME(share)(starts, rows, own / groups, sharers);
     const int64_t last = NAME(share)(starts, rows, own / groups + 1, sharers);
-    const int64_t panel_bytes = (size + LANES) * most * BYTES, partial_bytes = blocks > 1 ? (last - first) * most * BYTES : 0;
+    const int64_t panel_bytes = (size + LANES) * most * BYTES;
+    const int64_t partial_bytes = blocks > 1 ? (last - first) * most * BYTES : 0;
     scratch *memory = scratch_get(panel_bytes + partial_bytes + (blocks > 1 ? (last - first) * sizeof(INDEX) : 0));
     failed = !memory;
     char *panel = memory ? memory->memory : 0, *partial = blocks > 1 ? panel + panel_bytes : 0;
