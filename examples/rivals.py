@@ -65,6 +65,10 @@ class OtherKernels(SparseLinear):
             return super().forward(input)
 
 
+ALIVE: list[nn.Module] = []
+"""sparselab caches transposes by the id() of a layer's weight: let one die and the next may find the wrong one."""
+
+
 def rivals() -> dict[str, Callable[[int, int, float], nn.Module]]:
     """Name -> (in_features, out_features, density) -> layer, of all that are installed."""
     found: dict[str, Callable[[int, int, float], nn.Module]] = {
@@ -76,6 +80,9 @@ def rivals() -> dict[str, Callable[[int, int, float], nn.Module]]:
     if find_spec("sparselab"):
         import sparselab
 
-        name = f"sparselab {version('sparselab')}"
-        found[name] = lambda ins, outs, density: sparselab.SparseLinear(ins, outs, sparsity=1 - density)
+        def keep(ins: int, outs: int, density: float) -> nn.Module:
+            ALIVE.append(sparselab.SparseLinear(ins, outs, sparsity=1 - density))
+            return ALIVE[-1]
+
+        found[f"sparselab {version('sparselab')}"] = keep
     return found
