@@ -7,7 +7,7 @@ help:
 	@echo "make mnist      train a sparse network on MNIST (real data: DATA=folder or \$$SPARSIFY_DATA)"
 	@echo "make test       the test suite"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      time creation, evolution and training steps"
+	@echo "make bench      time layers, training steps and evolution beside other libraries"
 	@echo "make clean      remove .venv and all that was built"
 
 mnist: .venv/installed

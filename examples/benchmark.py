@@ -265,14 +265,14 @@ def plot(results: list[dict], path: Path) -> None:
         rows = sorted((r for r in results if (r["n"], r["batch"]) == (n, batch)), key=lambda r: r["density"])
         densities = [row["density"] for row in rows]
         ratios = [row["ms"]["nn.Linear"] / row["ms"]["sparsify"] for row in rows]
-        (line,) = axes.plot(densities, ratios, marker="o", label=f"{n} x {n}, batch {batch}")
+        crossing = None
         for (d0, r0), (d1, r1) in pairwise(zip(densities, ratios, strict=True)):
             if r0 >= 1 > r1:
                 crossing = d0 * (d1 / d0) ** ((r0 - 1) / (r0 - r1))
-                axes.plot(crossing, 1, marker="X", markersize=11, color=line.get_color())
-                axes.annotate(
-                    f"{crossing:.2f}", (crossing, 1), xytext=(0, -16), textcoords="offset points", ha="center"
-                )
+        label = f"{n} x {n}, batch {batch}" + (f": dense is faster from {crossing:.2f}" if crossing else "")
+        (line,) = axes.plot(densities, ratios, marker="o", label=label)
+        if crossing:
+            axes.plot(crossing, 1, marker="X", markersize=11, color=line.get_color())
     axes.axhline(1, color="black", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="density", ylabel="times faster than nn.Linear")
     axes.set_title(f"Forward + backward of one layer, {torch.get_num_threads()} CPU threads")
@@ -306,7 +306,8 @@ def main() -> None:
         return
     if "layer" in options.only:
         results = layers(options.sizes, options.batches, options.densities, options.seconds, compare=True)
-        results += layers([512, *options.sizes], options.batches[:1], WIDE, options.seconds, compare=False)
+        for sizes, densities in ([512], (*options.densities, *WIDE)), (options.sizes, WIDE):
+            results += layers(sizes, options.batches[:1], densities, options.seconds, compare=False)
         console.print(roofline(results))
         plot(results, options.out / "benchmark.png")
         (options.out / "benchmark.json").write_text(json.dumps(results, indent=1))
