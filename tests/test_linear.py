@@ -259,6 +259,21 @@ def test_copies_work_on_their_own(duplicate):
     assert not torch.equal(layer(x), other(x))
 
 
+def test_a_layer_far_beyond_what_could_be_dense():
+    layer = SparseLinear(300_000, 200_000, 1e-6, dtype=torch.float64)  # 6e10 places
+    assert layer.nnz == 60_000
+    for batch in (1, 3, 40):
+        x = torch.randn(batch, 300_000, dtype=torch.float64, requires_grad=True)
+        grad = torch.randn(batch, 200_000, dtype=torch.float64)
+        out = layer(x)
+        gradients = torch.autograd.grad(out, (x, layer.values), grad)
+        row, col, values = layer.flat() // 300_000, layer.col.long(), layer.values.detach()
+        expected = layer.bias.repeat(batch, 1).index_add(1, row, x[:, col] * values)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(gradients[0], torch.zeros_like(x).index_add(1, col, grad[:, row] * values))
+        torch.testing.assert_close(gradients[1], (x[:, col] * grad[:, row]).sum(0).detach())
+
+
 def test_dtype_moves_leave_the_topology_alone():
     layer = SparseLinear(20, 12, 0.3).double()
     assert layer.col.dtype == torch.int32

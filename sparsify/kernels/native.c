@@ -25,6 +25,7 @@
 #define PASTE2(a, b, c, d) a##_##b##_##c##_##d
 #define PASTE(a, b, c, d) PASTE2(a, b, c, d)
 #define NAME(x) PASTE(x, REAL, INDEX, ISA)
+
 // Holds a vector in a register: GCC would load it again for each use, and loads are what the backward pass waits for.
 #if defined(__x86_64__)
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
@@ -33,7 +34,12 @@
 #else
 #define IN_REGISTER(v)
 #endif
-enum { TILE = 32 };  // rows of the result that are transposed back together
+
+enum {
+  TILE = 32,             // rows of the result that are transposed back together
+  KEPT = 4 << 20,        // bytes of scratch that a thread keeps between calls
+  MOST_PANEL = 64 << 20  // bytes of a panel, of which each thread has one, however many features there are
+};
 
 // One product. Forward: rows are outputs, `starts` and `indices` are CSR. Backward: rows are inputs, they are CSC.
 typedef struct {
@@ -57,7 +63,6 @@ static void *allocate(int64_t bytes) { return aligned_alloc(64, (size_t)(bytes +
 
 // A buffer of this thread that lives as long as it: to get fresh pages from the system for each call costs more than a
 // small product. It never shrinks, but what is larger than KEPT is given back after the call.
-enum { KEPT = 4 << 20 };
 typedef struct {
   int64_t bytes;
   void *memory;

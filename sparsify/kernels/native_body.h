@@ -325,6 +325,7 @@ static int NAME(run)(const problem *p, int backward) {
   const int fitting = panel_vectors(p->batch, LANES, MOST_VECTORS);
   const int64_t blocks = block_count(rows, features, nnz, fitting * BYTES), size = (features + blocks - 1) / blocks;
   int most = fitting, failed = 0;
+  while (most > 1 && size * most * BYTES > MOST_PANEL) most /= 2;
   while (!backward && most > 4 && most / 2 * LANES * p->threads >= p->batch) most /= 2;
 #pragma omp parallel num_threads(p->threads) reduction(| : failed)
   {
