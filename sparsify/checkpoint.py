@@ -1,11 +1,16 @@
 """What a state dict holds of a sparse layer's weight: a sparse checkpoint of any topology, or a dense one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from sparsify import topology
 from sparsify.topology import Shape
+
+if TYPE_CHECKING:
+    from sparsify.linear import SparseLinear
 
 SPARSE = ("values", "crow", "col")
 
@@ -31,3 +36,37 @@ def read(state_dict: Mapping[str, Tensor], prefix: str, shape: Shape) -> tuple[d
             raise ValueError(f"values must be a vector, got shape {tuple(values.shape)}.")
         topology.check_csr(found["crow"], found["col"], len(values), shape)
     return found, missing
+
+
+def load(
+    layer: "SparseLinear", state_dict: Mapping[str, Any], prefix: str, errors: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Give `layer` the weight that `state_dict` holds for it, if that is whole and sound; else leave it as it was.
+
+    Returns:
+        what of `state_dict` is not the weight's, and the names that are missing.
+    """
+    taken: Collection[str] = (*SPARSE, "weight")
+    missing: list[str] = []
+    try:
+        found, missing = read(state_dict, prefix, layer.shape)
+        taken = found.keys()
+        if not missing:
+            _take(layer, found)
+    except ValueError as error:
+        errors.append(f"{prefix.removesuffix('.') or 'SparseLinear'}: {error}")
+    return {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in taken}, missing
+
+
+@torch.no_grad()
+def _take(layer: "SparseLinear", found: dict[str, Tensor]) -> None:
+    """Take over a checked weight: a dense one at the layer's topology, a sparse one with its own."""
+    if "weight" in found:
+        layer.values.copy_(found["weight"].flatten()[layer.flat().to(found["weight"].device)])
+        return
+    device = layer.values.device
+    flat = topology.from_csr(found["crow"].to(device), found["col"].to(device), layer.shape)
+    if torch.equal(flat, layer.flat()):
+        layer.values.copy_(found["values"])
+    else:
+        layer.rewire(flat, found["values"].to(layer.values, copy=True), None)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -238,32 +237,11 @@ class SparseLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Load a sparse checkpoint of any topology, or a dense one (`weight`) at this layer's own topology."""
-        taken: Collection[str] = (*checkpoint.SPARSE, "weight")
-        missing: list[str] = []
-        try:
-            found, missing = checkpoint.read(state_dict, prefix, self.shape)
-            taken = found.keys()
-            if not missing:
-                self._take(found)
-        except ValueError as error:
-            error_msgs.append(f"{prefix.removesuffix('.') or 'SparseLinear'}: {error}")
-        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in taken}
+        rest, missing = checkpoint.load(self, state_dict, prefix, error_msgs)
         also_missing: list[str] = []
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, also_missing, unexpected_keys, error_msgs)
         missing_keys += [prefix + name for name in missing]
         missing_keys += [key for key in also_missing if key.removeprefix(prefix) not in checkpoint.SPARSE]
-
-    @torch.no_grad()
-    def _take(self, found: dict[str, Tensor]) -> None:
-        """Take over a checked weight: a dense one at this layer's topology, a sparse one with its own."""
-        if "weight" in found:
-            self.values.copy_(found["weight"].flatten()[self.flat().to(found["weight"].device)])
-            return
-        values, crow, col = found["values"], found["crow"].to(self.crow), found["col"].to(self.col)
-        if torch.equal(crow, self.crow) and torch.equal(col, self.col):
-            self.values.copy_(values)
-        else:
-            self.rewire(topology.from_csr(crow, col, self.shape), values.to(self.values, copy=True), None)
 
 
 def adopt(new: nn.Module, old: nn.Module) -> None:
