@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify import SET, Evolution, Static, coin, fan_in_uniform, zeros
+from sparsify import SET, Evolution, SparseLinear, SparseOptimizer, Static, coin, fan_in_uniform, zeros
 from sparsify.evolution.drop import weakest_per_sign
 from sparsify.evolution.evolve import evolve
 from sparsify.evolution.growth import uniformly
@@ -173,3 +173,19 @@ def test_a_new_algorithm_is_made_of_rules():
 
     evolution = Evolution(interval=1, drop_fraction=0.5, drop=drop_first)
     assert evolution.drop(torch.randn(4), 0.5, ALL).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("places", [[9, 3], [3, 3], [3, 400], [-1, 3], [3], [0, 3]])
+def test_a_growth_rule_that_breaks_its_contract_is_refused_and_nothing_changed(places):
+    def grow(flat, shape, count, generator):
+        return torch.tensor(places)
+
+    layer = SparseLinear(20, 20, 10 / 400)
+    layer.rewire(torch.tensor([0, 50, 70, 90, 110, 130, 150, 170, 190, 210]), torch.arange(1.0, 11.0).flip(0), None)
+    before = layer.flat().clone(), layer.values.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(optimizer, {"layer": layer}, Evolution(None, 0.2, grow=grow))
+    with pytest.raises(ValueError, match="a growth rule must"):
+        optimizer.evolve()
+    assert torch.equal(before[0], layer.flat())
+    assert torch.equal(before[1], layer.values)

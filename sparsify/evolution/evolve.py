@@ -59,10 +59,22 @@ def evolve(
         drop_fraction: share of the connections to drop, in [0, 1].
         drop: the drop rule.
         grow: the growth rule with its generator bound: (flat, shape, count) -> flat indices; None grows nothing.
+    Raises:
+        ValueError: the rules broke their contract; nothing was changed.
     """
     free = shape[0] * shape[1] - len(flat)
     dropped = drop(values, drop_fraction, len(flat) if grow is None else free)
     survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
     survives[dropped] = False
     grown = flat[:0] if grow is None else grow(flat, shape, len(dropped))
-    return Update(*merge(flat, survives, grown), len(flat), len(grown))
+    merged, origin = merge(flat, survives, grown)
+    _check(merged, shape[0] * shape[1], len(flat) if grow is not None else len(merged))
+    return Update(merged, origin, len(flat), len(grown))
+
+
+def _check(flat: Tensor, places: int, nnz: int) -> None:
+    """Refuse what a drop or growth rule of the user's got wrong, before any kernel sees it."""
+    if len(flat) != nnz:
+        raise ValueError(f"a growth rule must grow as many as were dropped, got {len(flat)} connections of {nnz}.")
+    if nnz and (int(flat[0]) < 0 or int(flat[-1]) >= places or bool((flat[1:] <= flat[:-1]).any())):
+        raise ValueError(f"a growth rule must give sorted, unique, inactive places of range({places}).")
