@@ -68,13 +68,14 @@ def evolve(
     survives[dropped] = False
     grown = flat[:0] if grow is None else grow(flat, shape, len(dropped))
     merged, origin = merge(flat, survives, grown)
-    _check(merged, shape[0] * shape[1], len(flat) if grow is not None else len(merged))
+    _check(merged, grown, shape[0] * shape[1], len(flat) if grow is not None else len(merged))
     return Update(merged, origin, len(flat), len(grown))
 
 
-def _check(flat: Tensor, places: int, nnz: int) -> None:
+def _check(flat: Tensor, grown: Tensor, places: int, nnz: int) -> None:
     """Refuse what a drop or growth rule of the user's got wrong, before any kernel sees it."""
     if len(flat) != nnz:
         raise ValueError(f"a growth rule must grow as many as were dropped, got {len(flat)} connections of {nnz}.")
-    if nnz and (int(flat[0]) < 0 or int(flat[-1]) >= places or bool((flat[1:] <= flat[:-1]).any())):
+    falls = any(bool((run[1:] <= run[:-1]).any()) for run in (grown, flat))
+    if falls or (nnz and (int(flat[0]) < 0 or int(flat[-1]) >= places)):
         raise ValueError(f"a growth rule must give sorted, unique, inactive places of range({places}).")

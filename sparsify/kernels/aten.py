@@ -25,7 +25,8 @@ def serves(values: Tensor) -> bool:
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
     weight = _matrix(indices.crow, indices.col, values, (len(indices.crow) - 1, input.shape[1]))
-    output = (weight @ input.t()).t().contiguous()
+    with torch.autocast(values.device.type, enabled=False):  # its half precision is not made for sparse matrices
+        output = (weight @ input.t()).t().contiguous()
     return output if bias is None else output + bias
 
 

@@ -61,7 +61,7 @@ def choose(values: Tensor) -> ModuleType:
 def _warn_of_slowness(name: str) -> None:
     warnings.warn(
         "sparsify's native CPU kernels were not compiled when it was installed; the kernels "
-        f"{name!r} serve instead, several times slower. Install a C compiler and reinstall sparsify.",
+        f"{name!r} serve instead, and are slower. Install a C compiler and reinstall sparsify.",
         stacklevel=6,
     )
 
