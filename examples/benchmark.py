@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsify import SET, SparseLinear, SparseOptimizer, epsilon, kernels, sparsify
+from sparsify.topology import Indices
 
 ASKED = {
     (1024, 128): {0.1: 5, 0.05: 9, 0.01: 20},
@@ -102,6 +104,30 @@ def layers(
                 bar = f"asked {asked}" if asked else ""
                 console.print(f"n {n:5} batch {batch:4} density {density:<5g} nn.Linear {dense:7.2f} ", *cells, bar)
     return results
+
+
+def bare(n: int, batch: int, densities: Sequence[float], seconds: float) -> Table:
+    """The native kernels without autograd, and what is left of the layer's step: autograd and Python."""
+    title = f"native kernels alone, {n} x {n}, batch {batch}"
+    table = Table(
+        "density", "forward ms", "GFLOP/s", "backward ms", "GFLOP/s", "layer's step ms", "rest ms", title=title
+    )
+    x, grad = torch.randn(batch, n), torch.randn(batch, n)
+    leaf = x.clone().requires_grad_()
+    for density in densities:
+        layer = SparseLinear(n, n, density)
+        indices = Indices(layer.crow, layer.col, layer.ccol, layer.csc_row, layer.csc_order)
+        values, bias = layer.values.detach(), layer.bias.detach()
+        variants: dict[str, Callable[[], object]] = {
+            "forward": partial(kernels.native.forward, x, values, bias, indices),
+            "backward": partial(kernels.native.backward, grad, x, values, indices, (True, True, True)),
+            "step": step(layer, leaf, grad),
+        }
+        forward, backward, whole = medians(variants, seconds).values()
+        work = 2 * layer.nnz * batch / 1e6
+        cells = f"{forward:.3f}", f"{work / forward:.0f}", f"{backward:.3f}", f"{2 * work / backward:.0f}"
+        table.add_row(f"{density:g}", *cells, f"{whole:.3f}", f"{whole - forward - backward:.3f}")
+    return table
 
 
 def inference(n: int, density: float, seconds: float) -> Table:
@@ -309,6 +335,8 @@ def main() -> None:
         for sizes, densities in ([512], (*options.densities, *WIDE)), (options.sizes, WIDE):
             results += layers(sizes, options.batches[:1], densities, options.seconds, compare=False)
         console.print(roofline(results))
+        if kernels.native.available():
+            console.print(bare(options.sizes[0], options.batches[0], options.densities, options.seconds))
         plot(results, options.out / "benchmark.png")
         (options.out / "benchmark.json").write_text(json.dumps(results, indent=1))
         console.print(f"saved {options.out / 'benchmark.png'} and {options.out / 'benchmark.json'}")
