@@ -120,6 +120,18 @@ def test_exported_with_a_free_batch_size():
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
+@pytest.mark.parametrize("name", EACH)
+def test_backward_uses_the_kernels_of_forward(name, monkeypatch):
+    called = []
+    for other, kernel in kernels.choice.KERNELS.items():
+        monkeypatch.setattr(kernel, "backward", lambda *_, other=other: called.append(other) or (None, None, None))
+    layer = SparseLinear(30, 20, 0.2)
+    with kernels.use(name):
+        out = layer(torch.randn(2, 30))
+    out.sum().backward()
+    assert called == [name]
+
+
 @needs_native
 def test_kernels_that_were_asked_for_and_do_not_serve_are_an_error():
     values = torch.randn(3, device="meta")

@@ -33,6 +33,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
         ctx.save_for_backward(input, values)
+        ctx.kernel = choose(values)
         ctx.indices = indices  # an evolution in between changes the values too, which autograd notices
         return _forward(input, values, bias, indices)
 
@@ -41,7 +42,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, values = ctx.saved_tensors
         tensors = grad.contiguous(), input.contiguous(), values.contiguous()
-        return *choose(values).backward(*tensors, ctx.indices, ctx.needs_input_grad[:3]), None
+        return *ctx.kernel.backward(*tensors, ctx.indices, ctx.needs_input_grad[:3]), None
 
 
 @torch.library.custom_op("sparsify::linear", mutates_args=())
