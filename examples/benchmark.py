@@ -1,6 +1,6 @@
 """Time sparse layers and training steps beside their dense form and the other ways to be sparse, in one process.
 
-    python examples/benchmark.py                        # all; about ten minutes on two cores
+    python examples/benchmark.py                        # all; about seven minutes on two cores
     python examples/benchmark.py --only layer --sizes 1024 --batches 128
 
 The variants of one row run in turn, a block of runs each, the first of which is not counted: so each finds the caches

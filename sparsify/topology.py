@@ -97,7 +97,7 @@ def merge(flat: Tensor, survives: Tensor, grown: Tensor) -> tuple[Tensor, Tensor
     if native(flat):
         count = int(survives.sum()) + len(grown)
         merged, origin = empty(count), empty(count)
-        call("sparsify_merge", flat, survives, len(flat), grown, len(grown), count, merged, origin)
+        call("sparsify_merge", flat, survives, len(flat), grown.contiguous(), len(grown), count, merged, origin)
         return merged, origin
     origin = torch.cat([positions(survives), torch.arange(len(grown), device=flat.device) + len(flat)])
     merged, order = torch.sort(torch.cat([flat, grown])[origin])

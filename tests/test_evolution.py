@@ -175,7 +175,7 @@ def test_a_new_algorithm_is_made_of_rules():
     assert evolution.drop(torch.randn(4), 0.5, ALL).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("places", [[9, 3], [3, 3], [3, 400], [-1, 3], [3], [0, 3]])
+@pytest.mark.parametrize("places", [[9, 3], [3, 3], [3, 400], [-1, 3], [3], [0, 3], [3.0, 9.0], [[3, 9]]])
 def test_a_growth_rule_that_breaks_its_contract_is_refused_and_nothing_changed(places):
     def grow(flat, shape, count, generator):
         return torch.tensor(places)

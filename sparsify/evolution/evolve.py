@@ -67,13 +67,15 @@ def evolve(
     survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
     survives[dropped] = False
     grown = flat[:0] if grow is None else grow(flat, shape, len(dropped))
+    if grown.dtype != torch.int64 or grown.dim() != 1:
+        raise ValueError(f"a growth rule must give a vector of int64, got {grown.dtype} {tuple(grown.shape)}.")
     merged, origin = merge(flat, survives, grown)
     _check(merged, grown, shape[0] * shape[1], len(flat) if grow is not None else len(merged))
     return Update(merged, origin, len(flat), len(grown))
 
 
 def _check(flat: Tensor, grown: Tensor, places: int, nnz: int) -> None:
-    """Refuse what a drop or growth rule of the user's got wrong, before any kernel sees it."""
+    """Refuse what a drop or growth rule of the user's got wrong, before any product sees it."""
     if len(flat) != nnz:
         raise ValueError(f"a growth rule must grow as many as were dropped, got {len(flat)} connections of {nnz}.")
     falls = any(bool((run[1:] <= run[:-1]).any()) for run in (grown, flat))
