@@ -320,6 +320,13 @@ static int NAME(run)(const problem *p, int backward) {
     NAME(single)(p);
     return 0;
   }
+#if MOST_VECTORS == 8
+#define FORMS_OF(name) {NAME(name##_1), NAME(name##_2), NAME(name##_4), NAME(name##_8)}
+#else
+#define FORMS_OF(name) {NAME(name##_1), NAME(name##_2), NAME(name##_4)}
+#endif
+  static void (*const forms[2][4])(const problem *, const block *) = {FORMS_OF(forward), FORMS_OF(backward)};
+#undef FORMS_OF
   const INDEX *starts = p->starts;
   const int64_t rows = backward ? p->in : p->out, features = backward ? p->out : p->in, nnz = starts[rows];
   const int fitting = panel_vectors(p->batch, LANES, MOST_VECTORS);
@@ -349,23 +356,7 @@ static int NAME(run)(const problem *p, int backward) {
         const int64_t limit = start + size < features ? start + size : features;
         const block k = {start, limit, from, first, last, start == 0, limit == features, panel, partial, reached};
         NAME(pack)(backward ? p->grad : p->x, p->batch, features, from, width, start, limit, (REAL *)panel, totals);
-        if (!backward) {
-#if MOST_VECTORS == 8
-          if (vectors == 8) NAME(forward_8)(p, &k);
-          else
-#endif
-          if (vectors == 4) NAME(forward_4)(p, &k);
-          else if (vectors == 2) NAME(forward_2)(p, &k);
-          else NAME(forward_1)(p, &k);
-        } else {
-#if MOST_VECTORS == 8
-          if (vectors == 8) NAME(backward_8)(p, &k);
-          else
-#endif
-          if (vectors == 4) NAME(backward_4)(p, &k);
-          else if (vectors == 2) NAME(backward_2)(p, &k);
-          else NAME(backward_1)(p, &k);
-        }
+        forms[backward][__builtin_ctz(vectors)](p, &k);
       }
     }
     scratch_give_back(memory);
