@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sparsify import SET, SparseLinear, Static, fan_in_uniform, sparsify, summary, zeros
+from sparsify import GMP, SET, Evolution, GraNet, RigL, SparseLinear, Static, fan_in_uniform, sparsify, summary, zeros
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
@@ -41,8 +41,26 @@ class Result(NamedTuple):
     inputs_after: Tensor | None
 
 
+ALGORITHMS = ("static", "SET", "RigL", "GMP", "GraNet", "GraNet-dense")
+
+
+def evolution(algorithm: str, steps: int, options: argparse.Namespace) -> Evolution:
+    """One of `ALGORITHMS`, for a training of so many optimizer steps."""
+    until = int(options.until * steps)
+    if algorithm == "static":
+        return Static()
+    if algorithm == "SET":
+        grown = zeros if options.grown_values == "zeros" else fan_in_uniform
+        return SET(options.interval, options.drop_fraction, until, grown)
+    if algorithm == "RigL":
+        return RigL(options.interval, until=until)
+    if algorithm == "GMP":
+        return GMP(until * 2 // 3, interval=options.interval)
+    return GraNet(until, interval=options.interval, start_density=1.0 if algorithm == "GraNet-dense" else 0.5)
+
+
 def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> Result:
-    """Train one network: "dense", "static" (sparse, fixed topology) or "SET" (sparse, evolving)."""
+    """Train one network: "dense", or sparse with one of `ALGORITHMS`."""
     torch.manual_seed(options.seed)
     model = mlp([data.train_images.shape[1], *options.hidden, 10])
     rate = {} if options.lr is None else {"lr": options.lr}
@@ -50,13 +68,11 @@ def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> 
     steps = -(-len(data.train_images) // options.batch_size) * options.epochs
 
     if variant != "dense":
-        grown = zeros if options.grown_values == "zeros" else fan_in_uniform
-        set_ = SET(options.interval, options.drop_fraction, until=int(options.until * steps), grown_values=grown)
         model, optimizer = sparsify(
             model,
             optimizer,
             options.density,
-            evolution=set_ if variant == "SET" else Static(),
+            evolution=evolution(variant, steps, options),
             grown_state=options.grown_state,
             seed=options.seed,
         )
@@ -172,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train a truly sparse network on MNIST.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--density", type=float, default=0.1, help="share of the connections kept, in (0, 1]")
+    parser.add_argument("--algorithm", choices=ALGORITHMS, default="SET", help="how the topology evolves")
     parser.add_argument("--epochs", type=int, help="default: 10, for digits 100")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
@@ -185,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", metavar="FOLDER", help="with the IDX .gz files; default: $SPARSIFY_DATA, or download")
     parser.add_argument("--dataset", choices=["mnist", "fashion", "digits"], default="mnist")
-    parser.add_argument("--compare", action="store_true", help="train dense, static sparse and SET side by side")
+    parser.add_argument("--compare", action="store_true", help="train dense and static sparse beside it")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where pictures are saved")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -199,7 +216,7 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"mnist.py: {error}")
     options.epochs = options.epochs or (100 if data.name == "digits" else 10)
-    variants = ["dense", "static", "SET"] if options.compare else ["SET"]
+    variants = ["dense", "static", options.algorithm] if options.compare else [options.algorithm]
     results = [train(variant, data, options) for variant in variants]
     print_table(results)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from sparsify.api import densify, sparsify
 from sparsify.distributions import epsilon, erdos_renyi, uniform
-from sparsify.evolution import SET, Evolution, Static, coin
+from sparsify.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
 from sparsify.evolution.rewire import trim
 from sparsify.initialization import fan_in_uniform, zeros
 from sparsify.linear import SparseLinear
@@ -12,12 +12,17 @@ from sparsify.planning import plan, summary
 __version__ = "0.1.0"
 
 __all__ = [
+    "GMP",
     "SET",
     "Evolution",
+    "GraNet",
+    "RigL",
     "SparseLinear",
     "SparseOptimizer",
     "Static",
     "coin",
+    "constant",
+    "cosine",
     "densify",
     "epsilon",
     "erdos_renyi",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from sparsify import optimizer_state, topology
+from sparsify import meta, optimizer_state, topology
 from sparsify.distributions import Distribution, erdos_renyi
 from sparsify.evolution import SET, Evolution
 from sparsify.linear import SparseLinear
@@ -61,6 +61,9 @@ def sparsify(
     Every trainable nn.Linear becomes a `SparseLinear`; the optimizer's param groups and state move onto the new
     parameters, at the connections kept. All or nothing: a call that raises leaves model and optimizer as they were.
 
+    A model built on the meta device never exists dense: of its sparse layers only the connections are allocated (with
+    nn.Linear's initial values at the sparse fan-in), and the other modules initialise themselves.
+
     Args:
         model: changed in place; a bare nn.Linear comes back replaced.
         optimizer: of the model's parameters, new or in the middle of training; None for a sparse model without
@@ -68,7 +71,7 @@ def sparsify(
         density: share of weights kept, in (0, 1]: of all layers together (shared out by `distribution`); or
             {module-name glob: density} (the first glob that names a layer counts, layers that none names stay dense);
             or a callable (out_features, in_features) -> density such as `epsilon(20)`.
-        evolution: `SET(...)`, `Static()` or another `Evolution`.
+        evolution: `SET(...)`, `RigL(...)`, `GraNet(...)`, `GMP(...)`, `Static()` or an `Evolution` of your own.
         distribution: shares a float density among layers.
         skip: module-name globs of layers, or of modules that contain them, to leave dense.
         start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
@@ -80,8 +83,8 @@ def sparsify(
         (model, optimizer); the optimizer is a `SparseOptimizer`, or None if it was None.
     Raises:
         ValueError, TypeError: an argument is out of range or of another kind; the model is sparse already, holds a
-            lazy layer, or nothing that can be sparse; the optimizer holds none of its linear layers or is not
-            elementwise. Nothing is changed.
+            lazy layer, or nothing that can be sparse; a module on the meta device cannot initialise itself; the
+            optimizer holds none of the linear layers or is not elementwise. Nothing is changed.
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
     if optimizer is not None:
@@ -90,24 +93,30 @@ def sparsify(
     if not report.sparse and not any(layer.reason == FULL for layer in report.dense):
         raise ValueError(f"model must hold an nn.Linear that can be sparse, got none.\n{report}")
 
+    targets = {row.name: row.nnz for row in report.sparse}
+    first = dict(targets)
+    if optimizer is not None and evolution.start_density is not None:
+        first = _first_counts(model, evolution.start_density, targets, distribution, skip)
+    linears = {name: module for name, module in model.named_modules() if name in targets}
+    meta.check(model, linears.values())
+
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
-    replaced: dict[nn.Module, SparseLinear] = {}
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for row in report.sparse:
-        linear = linears[row.name]
+    for name, linear in linears.items():
         if optimizer is not None:
-            optimizer_state.check_elementwise(optimizer, linear.weight, row.name)
-        generator = topology.generator(seed, "start", row.name)
-        layers[row.name] = SparseLinear.from_linear(linear, row.density, start=start, generator=generator)
-        replaced[linear] = layers[row.name]
+            optimizer_state.check_elementwise(optimizer, linear.weight, name)
+        generator = topology.generator(seed, "start", name)
+        share = first[name] / linear.weight.numel()
+        layers[name] = SparseLinear.from_linear(linear, share, start=start, generator=generator)
+    replaced = {linear: layers[name] for name, linear in linears.items()}
 
     with ExitStack() as undo:
         _replace_modules(model, replaced, undo)
+        allocated = meta.materialize(model, undo)
         wrapped = None
         if optimizer is not None:
-            _replace_parameters(optimizer, replaced, undo)
-            wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed)
+            _replace_parameters(optimizer, replaced, allocated, undo)
+            wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed, targets=targets)
         undo.pop_all()
     return replaced.get(model, model), wrapped
 
@@ -139,29 +148,52 @@ def _replace_modules(model: nn.Module, replaced: Mapping[nn.Module, SparseLinear
             _set(module, "use_nested_tensor", False, undo)
 
 
-def _replace_parameters(optimizer: Optimizer, replaced: Mapping[nn.Module, SparseLinear], undo: ExitStack) -> None:
-    """Put `values` where `weight` is in the param groups, and carry the state over at the kept connections."""
+def _replace_parameters(
+    optimizer: Optimizer,
+    replaced: Mapping[nn.Module, SparseLinear],
+    allocated: Mapping[int, nn.Parameter],
+    undo: ExitStack,
+) -> None:
+    """Put `values` where `weight` is in the param groups, and carry the state over at the kept connections.
+
+    `allocated` are the parameters that were on the meta device, by the id of what stood for them.
+    """
     layers = {id(linear._parameters["weight"]): layer for linear, layer in replaced.items()}
+    new = {**allocated, **{key: layer.values for key, layer in layers.items()}}
+    new |= {id(linear.bias): layer.bias for linear, layer in replaced.items() if layer.bias is not None}
     if isinstance(optimizer, LBFGS):  # one history for all parameters, in their old sizes
         undo.callback(optimizer.state.update, dict(optimizer.state))
         optimizer.state.clear()
         _set(optimizer, "_numel_cache", None, undo)
     for group in optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):
-            if id(parameter) not in layers:
+            if new.get(id(parameter), parameter) is parameter:
                 continue
-            layer = layers[id(parameter)]
             undo.callback(group["params"].__setitem__, index, parameter)
-            group["params"][index] = layer.values
-            if "param_names" in group:
+            group["params"][index] = new[id(parameter)]
+            layer = layers.get(id(parameter))
+            if layer is not None and "param_names" in group:
                 name = group["param_names"][index]
                 undo.callback(group["param_names"].__setitem__, index, name)
                 group["param_names"][index] = name.removesuffix("weight") + "values"
             if parameter in optimizer.state:
+                if layer is None or parameter.is_meta:
+                    raise ValueError("optimizer must be new where the model is on the meta device, got one with state.")
                 state = optimizer.state.pop(parameter)
                 undo.callback(optimizer.state.__setitem__, parameter, state)
                 undo.callback(optimizer.state.pop, layer.values, None)
                 optimizer.state[layer.values] = optimizer_state.gather(state, layer.shape, layer.flat())
+
+
+def _first_counts(
+    model: nn.Module, density: float, targets: Mapping[str, int], distribution: Distribution, skip: Iterable[str]
+) -> dict[str, int]:
+    """Connections of each sparse layer where training begins denser than it ends."""
+    report = plan(model, density, distribution=distribution, skip=skip)
+    counts = {row.name: row.nnz for row in report.layers if row.name in targets}
+    if sum(counts.values()) < sum(targets.values()):
+        raise ValueError(f"start_density must be at least the density in the end, got {density:g}.")
+    return {name: max(count, targets[name]) for name, count in counts.items()}
 
 
 def _has_sparse(module: nn.Module) -> bool:

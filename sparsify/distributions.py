@@ -78,12 +78,12 @@ def _epsilon_density(value: float, shape: Shape) -> float:
     return min(1.0, value * (shape[0] + shape[1]) / (shape[0] * shape[1]))
 
 
-def check_density(density: object, where: str = "") -> float:
+def check_density(density: object, where: str = "", argument: str = "density") -> float:
     """Return `density` as a float, or raise if it is not a number in (0, 1]."""
     if isinstance(density, bool) or not isinstance(density, Real):
-        raise TypeError(f"density must be a number in (0, 1], got {density!r}{where}.")
+        raise TypeError(f"{argument} must be a number in (0, 1], got {density!r}{where}.")
     density = float(density)
     if not 0 < density <= 1:
-        hint = f" For {density:g}% sparsity pass density={(100 - density) / 100:g}." if 1 < density < 100 else ""
-        raise ValueError(f"density must be in (0, 1], got {density:g}{where}.{hint}")
+        hint = f" For {density:g}% sparsity pass {argument}={(100 - density) / 100:g}." if 1 < density < 100 else ""
+        raise ValueError(f"{argument} must be in (0, 1], got {density:g}{where}.{hint}")
     return density

@@ -27,8 +27,6 @@ def refuse_model(model: object) -> None:
                 f"model must know its shapes, got an uninitialized {type(module).__name__}{where}. "
                 "Run one forward pass first."
             )
-        if isinstance(module, nn.Linear) and module.weight.is_meta:
-            raise ValueError(f"model must be in memory, got the meta device{where}. Use model.to_empty() first.")
 
 
 def why_dense(model: nn.Module, linears: Mapping[str, nn.Linear], optimizer: Optimizer | None) -> dict[str, str]:

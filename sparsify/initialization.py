@@ -21,9 +21,9 @@ def drawn_generator() -> torch.Generator:
 def fan_in_uniform(count: int, shape: Shape, nnz: int, generator: torch.Generator) -> Tensor:
     """`count` fresh values, uniform in ±1/sqrt(mean sparse fan-in): nn.Linear's rule at the sparse fan-in."""
     bound = math.sqrt(shape[0] / nnz)
-    return torch.empty(count).uniform_(-bound, bound, generator=generator)
+    return torch.empty(count, device="cpu").uniform_(-bound, bound, generator=generator)
 
 
 def zeros(count: int, shape: Shape, nnz: int, generator: torch.Generator) -> Tensor:
     """Start grown connections at zero: the function that the network computes does not jump."""
-    return torch.zeros(count)
+    return torch.zeros(count, device="cpu")

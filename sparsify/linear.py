@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_sparse import SparseStorage, SparseTensor
 
-from sparsify import checkpoint, kernels, topology
+from sparsify import checkpoint, kernels, meta, topology
 from sparsify.distributions import check_density
 from sparsify.initialization import drawn_generator, fan_in_uniform
 from sparsify.topology import Indices, Shape
@@ -73,9 +73,12 @@ class SparseLinear(nn.Module):
         flat = topology.sample(out_features * in_features, nnz, generator).to(device or torch.get_default_device())
         values = torch.empty(nnz, device=device, dtype=dtype)
         values.copy_(fan_in_uniform(nnz, shape, nnz, generator))
-        bound = 1 / math.sqrt(in_features)
-        offsets = torch.empty(out_features).uniform_(-bound, bound, generator=generator).to(values) if bias else None
-        self._assemble(shape, flat, values, None if offsets is None else nn.Parameter(offsets))
+        offsets = None
+        if bias:
+            bound = 1 / math.sqrt(in_features)
+            drawn = torch.empty(out_features, device="cpu").uniform_(-bound, bound, generator=generator)
+            offsets = nn.Parameter(drawn.to(values))
+        self._assemble(shape, flat, values, offsets)
 
     def _assemble(self, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -99,7 +102,8 @@ class SparseLinear(nn.Module):
         """Make the sparse layer that takes the place of `linear`.
 
         Hooks, train/eval flag, dtype, device, the weight's gradient and attributes of the user's survive; the bias
-        is shared with `linear`, which is left as it was.
+        is shared with `linear`, which is left as it was. A `linear` on the meta device has no values to take over: the
+        layer is a new one, on torch's default device.
 
         Args:
             linear: the dense layer.
@@ -108,10 +112,12 @@ class SparseLinear(nn.Module):
                 "magnitude" keeps the largest weights as they are.
             generator: on the CPU, of the random topology; None seeds one from torch's global generator.
         Raises:
-            ValueError: density is outside (0, 1], or start is neither name.
+            ValueError: density is outside (0, 1], start is neither name, or "magnitude" on the meta device.
         Source: Mocanu et al. 2018 (random Erdős-Rényi start).
         """
         shape = (linear.out_features, linear.in_features)
+        if linear.weight.is_meta:
+            return cls._from_meta(linear, density, start, generator)
         total = shape[0] * shape[1]
         nnz = topology.connection_count(check_density(density), shape)
         weight = linear.weight.detach()
@@ -128,6 +134,20 @@ class SparseLinear(nn.Module):
         layer._assemble(shape, flat, weight.flatten()[flat] * scale, linear.bias)
         if linear.weight.grad is not None:
             layer.values.grad = linear.weight.grad.flatten()[flat]
+        adopt(layer, linear)
+        return layer
+
+    @classmethod
+    def _from_meta(
+        cls, linear: nn.Linear, density: float, start: str, generator: torch.Generator | None
+    ) -> "SparseLinear":
+        if start != "random":
+            raise ValueError(f'start must be "random" for a layer on the meta device, got {start!r}: it has no values.')
+        bias, dtype = linear.bias is not None, linear.weight.dtype
+        sizes = linear.in_features, linear.out_features
+        layer = cls(*sizes, density, bias, generator=generator, device=meta.device(), dtype=dtype)
+        if layer.bias is not None:
+            layer.bias.requires_grad_(linear.bias.requires_grad)
         adopt(layer, linear)
         return layer
 
@@ -213,6 +233,9 @@ class SparseLinear(nn.Module):
         if values.shape == self.values.shape:
             self.values.copy_(values)
         else:
+            # A graph that is still alive, such as the last loss's, holds a gradient accumulator of the old length. Only
+            # another dtype makes autograd forget it.
+            self.values.data = values.new_empty(0, dtype=torch.float16 if values.itemsize > 2 else torch.float32)
             self.values.data = values
         self.values.grad = grad
         self._set_topology(flat)

@@ -4,22 +4,21 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import wrapt
-from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from sparsify import optimizer_state, topology
-from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.algorithms import Evolution, Static
 from sparsify.evolution.evolve import evolve
-from sparsify.evolution.growth import GrowthRule
-from sparsify.evolution.rewire import rewire
+from sparsify.evolution.rewire import rewire, view
+from sparsify.evolution.view import needs_gradient
+from sparsify.kernels import Recorder
 from sparsify.linear import SparseLinear
 from sparsify.optimizer_state import GrownState
-from sparsify.topology import Shape
+from sparsify.telemetry import Explored
 
 
 class Record(NamedTuple):
@@ -44,6 +43,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         grown_state: what regrown connections find in elementwise optimizer buffers: "zero", or "mean" (second
             moments take the mean of the survivors').
         seed: of all random choices of evolution; None takes `torch.initial_seed()`.
+        targets: name -> connections that the layer has in the end, where the algorithm prunes; as many as now where
+            not given.
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, or the optimizer does not hold a layer's values.
     """
@@ -56,6 +57,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         *,
         grown_state: GrownState = "zero",
         seed: int | None = None,
+        targets: Mapping[str, int] | None = None,
     ) -> None:
         check_arguments(optimizer, evolution, grown_state, seed)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -73,7 +75,13 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         # The topology that the optimizer's buffers belong to: a layer's version, and after loading a fingerprint.
         self._self_versions = {name: layer.topology_version for name, layer in layers.items()}
         self._self_fingerprints: dict[str, str] = {}
+        # Connections of each layer at first and in the end.
+        self._self_counts = {name: (layer.nnz, (targets or {}).get(name, layer.nnz)) for name, layer in layers.items()}
+        self._self_explored = {name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()}
         self._self_depth = 0
+        self._self_recorders: dict[str, Recorder] = {}
+        self._self_due = evolution.due(1)
+        self._watch()
         with ExitStack() as undo:
             undo.callback(optimizer.register_step_pre_hook(self._before_step).remove)
             optimizer.register_step_post_hook(self._after_step)
@@ -89,6 +97,11 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         """One record for each evolution so far."""
         return self._self_history
 
+    @property
+    def explored(self) -> dict[str, float]:
+        """The share of each layer's places that were ever active, an estimate (see `telemetry.Explored`)."""
+        return {name: explored.share for name, explored in self._self_explored.items()}
+
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Step the wrapped optimizer; evolution follows where it is due."""
         # Defined here because learning-rate schedulers replace `optimizer.step`: theirs then stays on the proxy.
@@ -101,33 +114,63 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         Returns:
             the record that is appended to `history`.
         Raises:
-            TypeError: the optimizer holds state that is not elementwise; nothing is changed.
+            TypeError: the optimizer holds state that is not elementwise.
+            ValueError: a rule needs the gradient of a backward pass, and there is none; or a rule of the user's broke
+                its contract. Nothing is changed.
         """
         self._align()
-        algorithm, optimizer = self._self_evolution, self.__wrapped__
-        fraction = algorithm.fraction(self._self_step)
-        updates = {}
-        for name, layer in self._self_layers.items():
-            optimizer_state.check_elementwise(optimizer, layer.values, name)
+        algorithm = self._self_evolution
+        layers = self._self_layers
+        if needs_gradient(algorithm.drop) or needs_gradient(algorithm.grow):
+            layers = {name: layer for name, layer in layers.items() if layer.values.grad is not None}
+            if not layers and not self._self_due:
+                raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
+        return self._evolve(layers)
+
+    def _evolve(self, layers: Mapping[str, SparseLinear]) -> Record:
+        algorithm, step = self._self_evolution, self._self_step
+        views, surplus = [], []
+        for name, layer in layers.items():
+            optimizer_state.check_elementwise(self.__wrapped__, layer.values, name)
             generator = topology.generator(self._self_seed, "evolution", self._self_evolutions, name)
-            update = evolve(
-                layer.flat(),
-                layer.values.detach(),
-                layer.shape,
-                fraction,
-                drop=algorithm.drop,
-                grow=partial(_grow, algorithm.grow, generator),
-            )
-            grown = algorithm.grown_values(update.grown, layer.shape, layer.nnz, generator)
-            updates[name] = update, grown
-        for name, (update, grown) in updates.items():
-            rewire(self._self_layers[name], update, grown, optimizer, self._self_grown_state)
-            self._self_versions[name] = self._self_layers[name].topology_version
-        counts = {name: len(grown) for name, (_, grown) in updates.items()}
-        record = Record(self._self_step, fraction, dropped=counts, grown=dict(counts))
+            recorder = self._self_recorders.get(name)
+            views.append(view(name, layer, generator, recorder.passes if recorder else ()))
+            surplus.append(layer.nnz - self._scheduled(name))
+        fraction = algorithm.fraction(step)
+        updates = evolve(algorithm, views, surplus, fraction) if views else []
+        grown = [
+            algorithm.grown_values(update.grown, seen.shape, len(update.flat), seen.generator)
+            for update, seen in zip(updates, views, strict=True)
+        ]
+        for seen, update, values in zip(views, updates, grown, strict=True):
+            layer = layers[seen.name]
+            rewire(layer, update, values, self.__wrapped__, self._self_grown_state)
+            self._self_versions[seen.name] = layer.topology_version
+            self._self_explored[seen.name].add(update.flat[update.origin >= update.old_nnz])
+        names = [seen.name for seen in views]
+        record = Record(
+            step,
+            fraction,
+            dropped={name: u.old_nnz - len(u.flat) + u.grown for name, u in zip(names, updates, strict=True)},
+            grown={name: u.grown for name, u in zip(names, updates, strict=True)},
+        )
         self._self_history.append(record)
         self._self_evolutions += 1
         return record
+
+    def _scheduled(self, name: str) -> int:
+        """Connections that a layer may have now; where nothing is pruned, as many as it has."""
+        if self._self_evolution.surplus is None:
+            return self._self_layers[name].nnz
+        return self._self_evolution.connections(self._self_step, *self._self_counts[name])
+
+    def _watch(self) -> None:
+        """Keep the operands of the backward passes, where the evolution that comes next needs them."""
+        coming = self._self_due or self._self_evolution.interval is None
+        if not (coming and needs_gradient(self._self_evolution.grow)):
+            self._self_recorders = {}
+        elif not self._self_recorders:
+            self._self_recorders = {name: Recorder(layer) for name, layer in self._self_layers.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state dict and, under "sparsify", what evolution needs to resume bit for bit."""
@@ -135,6 +178,10 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             "step": self._self_step,
             "evolutions": self._self_evolutions,
             "seed": self._self_seed,
+            "due": self._self_due,
+            "counts": dict(self._self_counts),
+            "schedules": {name: part.state_dict() for name, part in self._stateful()},
+            "explored": {name: explored.sketch for name, explored in self._self_explored.items()},
             "history": [record._asdict() for record in self._self_history],
             "topology": {n: topology.fingerprint(layer.crow, layer.col) for n, layer in self._self_layers.items()},
         }
@@ -153,11 +200,26 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             theirs, ours = sorted(own["topology"]), sorted(self._self_layers)
             raise ValueError(f"state_dict must be of the sparse layers {ours}, got {theirs}.")
         history = [Record(**record) for record in own["history"]]
+        stateful = dict(self._stateful())
+        if set(stateful) != set(own["schedules"]):
+            raise ValueError(f"state_dict must hold the state of {sorted(stateful)}, got {sorted(own['schedules'])}.")
         self.__wrapped__.load_state_dict({key: value for key, value in state_dict.items() if key != "sparsify"})
         self._self_step, self._self_evolutions, self._self_seed = own["step"], own["evolutions"], own["seed"]
         self._self_history = history
+        self._self_counts = {name: tuple(counts) for name, counts in own["counts"].items()}
+        self._self_due = own["due"]
+        for name, part in stateful.items():
+            part.load_state_dict(own["schedules"][name])
+        for name, sketch in own["explored"].items():
+            self._self_explored[name].sketch = sketch
         self._self_fingerprints = dict(own["topology"])
         self._self_versions = {}
+        self._self_recorders = {}
+        self._watch()
+
+    def _stateful(self) -> list[tuple[str, Any]]:
+        """The rules and schedules that have state of their own, as a user's may; ours have none."""
+        return [(name, part) for name, part in vars(self._self_evolution).items() if hasattr(part, "load_state_dict")]
 
     def _before_step(self, *_: Any) -> None:
         self._self_depth += 1
@@ -172,8 +234,12 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         if found_inf is not None and found_inf.item():
             return
         self._self_step += 1
-        if self._self_evolution.due(self._self_step):
+        for recorder in self._self_recorders.values():
+            recorder.stepped()
+        if self._self_due:
             self.evolve()
+        self._self_due = self._self_evolution.due(self._self_step + 1)
+        self._watch()
 
     def _align(self) -> None:
         """Start optimizer state afresh where a layer's topology was replaced under it (`load_state_dict`, `trim`)."""
@@ -191,15 +257,9 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             self._self_versions[name] = layer.topology_version
 
     def _self_parts(self) -> tuple[Any, ...]:
-        kept = "_self_step", "_self_evolutions", "_self_history", "_self_versions", "_self_fingerprints"
-        return (
-            self.__wrapped__,
-            self._self_layers,
-            self._self_evolution,
-            self._self_grown_state,
-            self._self_seed,
-            {name: getattr(self, name) for name in kept},
-        )
+        what = "evolution seed step evolutions due counts explored history versions fingerprints"
+        own = {f"_self_{name}": getattr(self, f"_self_{name}") for name in what.split()}
+        return self.__wrapped__, self._self_layers, self._self_grown_state, own
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseOptimizer":
         return _rebuild(*copy.deepcopy(self._self_parts(), memo))
@@ -226,22 +286,17 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
         raise TypeError(f"seed must be an int or None, got {seed!r}.")
 
 
-def _grow(rule: GrowthRule, generator: torch.Generator, flat: Tensor, shape: Shape, count: int) -> Tensor:
-    return rule(flat, shape, count, generator)
-
-
 def _rebuild(
     optimizer: Optimizer,
     layers: Mapping[str, SparseLinear],
-    evolution: Evolution,
     grown_state: GrownState,
-    seed: int,
-    rest: Mapping[str, Any],
+    own: Mapping[str, Any],
 ) -> SparseOptimizer:
     if isinstance(optimizer, LBFGS):  # torch leaves these out when it copies or pickles an LBFGS
         optimizer._params = optimizer.param_groups[0]["params"]
         optimizer._numel_cache = None
-    proxy = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed)
-    for name, value in rest.items():
+    proxy = SparseOptimizer(optimizer, layers, Static(), grown_state=grown_state)
+    for name, value in own.items():
         setattr(proxy, name, value)
+    proxy._watch()
     return proxy

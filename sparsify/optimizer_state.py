@@ -75,13 +75,18 @@ def move(optimizer: Optimizer, values: nn.Parameter, update: Update, grown: Tens
         forget(optimizer, values)
         return
     group = next(group for group in optimizer.param_groups if any(values is p for p in group["params"]))
-    for key, buffer in optimizer.state.get(values, {}).items():
-        if isinstance(buffer, Tensor) and buffer.dim() and buffer.shape == values.shape:
+    state = optimizer.state.get(values, {})
+    for key, buffer in state.items():
+        if isinstance(buffer, Tensor) and buffer.shape == (update.old_nnz,):
             if grown_state == "mean" and key in SECOND_MOMENTS and len(update.kept):
                 fresh = buffer[update.kept].mean().expand(len(grown))
             else:
                 fresh = _fresh(optimizer, group, key, grown)
-            buffer.copy_(update.move(buffer, fresh.to(buffer)))
+            moved = update.move(buffer, fresh.to(buffer))
+            if moved.shape == buffer.shape:
+                buffer.copy_(moved)
+            else:
+                state[key] = moved
 
 
 def forget(optimizer: Optimizer, parameter: Tensor) -> bool:

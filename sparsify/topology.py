@@ -32,7 +32,7 @@ class Indices(NamedTuple):
 
 def generator(*key: object) -> torch.Generator:
     """A CPU generator seeded by `key`, the same in every process, whatever happened before."""
-    return torch.Generator().manual_seed(random.Random("/".join(map(str, key))).getrandbits(32))
+    return torch.Generator("cpu").manual_seed(random.Random("/".join(map(str, key))).getrandbits(32))
 
 
 def connection_count(density: float, shape: Shape) -> int:
@@ -48,15 +48,15 @@ def sample(total: int, count: int, generator: torch.Generator) -> Tensor:
     if not 0 <= count <= total:
         raise ValueError(f"count must be in [0, {total}], got {count}.")
     if total <= 8 * count:
-        return torch.randperm(total, generator=generator)[:count].sort().values
-    picked = torch.empty(0, dtype=torch.int64)
+        return torch.randperm(total, generator=generator, device="cpu")[:count].sort().values
+    picked = torch.empty(0, dtype=torch.int64, device="cpu")
     while len(picked) < count:  # nearly always once: the margin is four deviations of the expected collisions
         expected = count * count / (2 * total)
         margin = int(expected + 4 * expected**0.5) + 1
-        more = torch.randint(total, (count - len(picked) + margin,), generator=generator)
+        more = torch.randint(total, (count - len(picked) + margin,), generator=generator, device="cpu")
         picked = torch.unique_consecutive(_sorted(torch.cat([picked, more]), total))
     surplus = sample(len(picked), len(picked) - count, generator)
-    keep = torch.ones(len(picked), dtype=torch.bool)
+    keep = torch.ones_like(picked, dtype=torch.bool)
     keep[surplus] = False
     return picked[keep]
 
@@ -72,13 +72,17 @@ def _sorted(numbers: Tensor, total: int) -> Tensor:
 def sample_outside(flat: Tensor, total: int, count: int, generator: torch.Generator) -> Tensor:
     """Exactly `count` numbers of range(total) that are not in `flat` (sorted, unique), uniformly; sorted.
 
-    Samples ranks among the inactive places and maps rank to place by merging them with the active ones, so nothing is
-    ever rejected and a nearly full layer costs no more than an empty one.
+    Samples ranks among the inactive places, so nothing is ever rejected and a nearly full layer costs no more than an
+    empty one.
     """
-    rank = sample(total - len(flat), count, generator).to(flat.device)
+    return places_of_ranks(flat, sample(total - len(flat), count, generator).to(flat.device))
+
+
+def places_of_ranks(flat: Tensor, rank: Tensor) -> Tensor:
+    """The inactive places of these ranks: 0 is the first number not in `flat` (both sorted)."""
     if native(flat):
-        place = empty(count)
-        call("sparsify_places", flat, len(flat), rank, count, place)
+        place = empty(len(rank))
+        call("sparsify_places", flat, len(flat), rank, len(rank), place)
         return place
     inactive_before = flat - torch.arange(len(flat), device=flat.device)
     return rank + torch.searchsorted(inactive_before, rank, right=True)

@@ -1,84 +1,40 @@
-"""Drop, growth, schedules, algorithms and the pure core."""
+"""Algorithms and the pure core."""
 
-import pickle
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
 
-from sparsify import SET, Evolution, SparseLinear, SparseOptimizer, Static, coin, fan_in_uniform, zeros
-from sparsify.evolution.drop import weakest_per_sign
+from sparsify import (
+    GMP,
+    SET,
+    Evolution,
+    GraNet,
+    RigL,
+    SparseLinear,
+    SparseOptimizer,
+    Static,
+    coin,
+    fan_in_uniform,
+    sparsify,
+    summary,
+    zeros,
+)
+from sparsify.evolution import across_layers, by_gradient, feeding_units, mixed, saliency, uniformly
 from sparsify.evolution.evolve import evolve
-from sparsify.evolution.growth import uniformly
 from sparsify.topology import generator, sample
 
-ALL = 10**9
-
-
-@pytest.mark.parametrize(
-    ("values", "fraction", "dropped"),
-    [
-        # each sign by itself: the strong negatives stay though every positive is weaker
-        ([0.1, 0.2, 0.3, 0.4, -5, -6, -7, -8], 0.5, [0.1, 0.2, -5, -6]),
-        # one sign has none
-        ([0.4, 0.3, 0.2, 0.1], 0.5, [0.2, 0.1]),
-        ([-4, -3, -2, -1], 0.25, [-1]),
-        # counts are rounded down for each sign
-        ([1, 2, 3, -1, -2, -3], 0.5, [1, -1]),
-        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 0.3, [1, 2, 3]),
-        ([1, 2], 0.3, []),
-        # none and all
-        ([1, -2, 3], 0.0, []),
-        ([1, -2, 0, 3], 0.0, []),
-        ([1, -2, 0, 3], 1.0, [1, -2, 0, 3]),
-        # zeros go first, in place of the strongest that would have gone
-        ([0, 1, 2, -1, -2], 0.5, [0, 1]),
-        ([0, 0, 1, 2, -1, -2], 0.5, [0, 0, 1]),
-        ([0, 0, 0, 0, 1, 2, -1, -2], 0.25, [0]),
-        ([0, 0, 0, 0, 1, 2, -1, -2], 0.5, [0, 0, 0, 0]),
-        ([-0.0, 1, 2], 0.5, [-0.0]),
-        ([], 0.5, []),
-    ],
-)
-def test_set_drops_the_weakest_of_each_sign(values, fraction, dropped):
-    values = torch.tensor(values, dtype=torch.float64)
-    assert sorted(values[weakest_per_sign(values, fraction, ALL)].tolist()) == sorted(dropped)
-
-
-def test_among_equals_the_first_go_first():
-    assert weakest_per_sign(torch.tensor([2.0, 1.0, 1.0, 1.0]), 0.5, ALL).tolist() == [1, 2]
-
-
-def test_where_few_may_go_the_weakest_go_whatever_their_sign():
-    values = torch.tensor([3.0, 4.0, 5.0, 6.0, -0.1, -0.2, -0.3, -0.4])
-    assert values[weakest_per_sign(values, 0.5, 3)].tolist() == pytest.approx([3.0, -0.1, -0.2])
-    assert weakest_per_sign(values, 0.5, 0).tolist() == []
-
-
-@given(st.lists(st.floats(-1, 1, width=32), max_size=60), st.floats(0, 1))
-@settings(deadline=None, max_examples=200)
-def test_drop_against_a_plain_reference(values, fraction):
-    dropped = weakest_per_sign(torch.tensor(values, dtype=torch.float32), fraction, ALL).tolist()
-    share = [int(fraction * len([v for v in values if sign(v)]) + 1e-9) for sign in SIGNS]
-    assert len(dropped) == sum(share)
-    zeros_dropped = sum(values[i] == 0 for i in dropped)
-    assert zeros_dropped == min(values.count(0), len(dropped))
-    for sign in SIGNS[1:]:
-        gone = sorted(abs(values[i]) for i in dropped if sign(values[i]))
-        assert gone == sorted(abs(v) for v in values if sign(v))[: len(gone)]
-    if values.count(0) == 0:
-        assert sum(values[i] > 0 for i in dropped) == share[1]
-
-
-SIGNS = (lambda v: v == 0, lambda v: v > 0, lambda v: v < 0)
+from .conftest import mlp
+from .views import view_of
 
 
 def set_once(flat, values, shape, fraction, seed=0):
-    def grow(flat, shape, count):
-        return uniformly(flat, shape, count, generator(seed))
-
-    return evolve(flat, values, shape, fraction, drop=weakest_per_sign, grow=grow)
+    [update] = evolve(SET(), [view_of(values, shape, flat, seed=seed)], [0], fraction)
+    return update
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1), st.data())
@@ -110,15 +66,6 @@ def test_drops_only_as_many_as_can_be_grown():
     assert full.grown == 0
 
 
-def test_growth_is_uniform_over_the_inactive_places():
-    flat, tally = torch.tensor([0, 5, 6, 7, 13]), torch.zeros(16)
-    for seed in range(4000):
-        tally[uniformly(flat, (4, 4), 2, generator("growth", seed))] += 1
-    assert (tally[flat] == 0).all()
-    expected = 4000 * 2 / 11
-    assert ((tally - expected) ** 2 / expected)[tally > 0].sum() < 31.3  # chi squared, 10 degrees, p = 0.0005
-
-
 def test_grown_values():
     assert zeros(3, (4, 4), 8, generator()).tolist() == [0, 0, 0]
     values = fan_in_uniform(10_000, (50, 1000), 5000, generator(0))  # a fan-in of 100
@@ -142,16 +89,6 @@ def test_drop_fraction_may_follow_the_step():
         SET(interval=1, drop_fraction=lambda step: 2).fraction(1)
 
 
-def test_coin_falls_with_its_probability_and_the_same_way_each_time():
-    flips = [coin(0.05)(step) for step in range(20_000)]
-    assert sum(flips) == pytest.approx(1000, abs=150)
-    again = pickle.loads(pickle.dumps(coin(0.05)))
-    assert flips == [again(step) for step in range(20_000)]
-    assert flips != [coin(0.05, seed=1)(step) for step in range(20_000)]
-    with pytest.raises(ValueError, match="probability must be in"):
-        coin(5)
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -167,17 +104,9 @@ def test_bad_schedules_are_refused_at_once(arguments, error, message):
         SET(**arguments)
 
 
-def test_a_new_algorithm_is_made_of_rules():
-    def drop_first(values, drop_fraction, most):
-        return torch.arange(min(most, int(drop_fraction * len(values))))
-
-    evolution = Evolution(interval=1, drop_fraction=0.5, drop=drop_first)
-    assert evolution.drop(torch.randn(4), 0.5, ALL).tolist() == [0, 1]
-
-
 @pytest.mark.parametrize("places", [[9, 3], [3, 3], [3, 400], [-1, 3], [3], [0, 3], [3.0, 9.0], [[3, 9]]])
 def test_a_growth_rule_that_breaks_its_contract_is_refused_and_nothing_changed(places):
-    def grow(flat, shape, count, generator):
+    def grow(layer, count):
         return torch.tensor(places)
 
     layer = SparseLinear(20, 20, 10 / 400)
@@ -189,3 +118,142 @@ def test_a_growth_rule_that_breaks_its_contract_is_refused_and_nothing_changed(p
         optimizer.evolve()
     assert torch.equal(before[0], layer.flat())
     assert torch.equal(before[1], layer.values)
+
+
+@pytest.mark.parametrize("score", [torch.ones(9), torch.ones(10, dtype=torch.int64), torch.ones(10, 1)])
+def test_a_drop_rule_that_breaks_its_contract_is_refused(score):
+    layer = SparseLinear(20, 20, 10 / 400)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(optimizer, {"layer": layer}, Evolution(None, drop=lambda layer: score))
+    with pytest.raises(
+        ValueError, match="a drop rule must give a score to each of the 10 connections of layer 'layer'"
+    ):
+        optimizer.evolve()
+
+
+def test_algorithms_print_as_they_are_written():
+    assert repr(SET()) == "SET(interval=200)"
+    expected = "RigL(interval=100, drop_fraction=cosine(0.3, 0.0, 750), until=750, scope=per_layer, grow=by_gradient)"
+    assert repr(RigL(until=750)) == expected
+
+
+def test_pruning_must_be_whole():
+    with pytest.raises(ValueError, match="start_density and surplus must be given together"):
+        Evolution(100, start_density=0.5)
+    with pytest.raises(
+        ValueError, match=r"start_density must be in \(0, 1\], got 50. For 50% sparsity pass start_density=0.5"
+    ):
+        GMP(100, start_density=50)
+    with pytest.raises(ValueError, match="pruning must begin"):
+        GMP(until=100, begin=200)
+    model = mlp(20, 30, 5)
+    with pytest.raises(ValueError, match=r"start_density must be at least the density in the end, got 0\.1"):
+        sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.5, evolution=GMP(100, start_density=0.1))
+    assert isinstance(model[0], nn.Linear)
+
+
+def test_the_last_step_of_pruning_is_always_due():
+    assert [step for step in range(1, 99) if GMP(until=25, interval=10).due(step)] == [10, 20, 25]
+    assert GraNet(until=25, interval=coin(0.0)).due(25)
+
+
+def run(evolution, density=0.2, steps=60, make=torch.optim.Adam, sizes=(20, 30, 30, 5), seed=0):
+    """A small classifier trained on its way; what it was at the end, and how many connections there were when."""
+    torch.manual_seed(seed)
+    model = mlp(*sizes)
+    model, optimizer = sparsify(model, make(model.parameters(), lr=0.01), density, evolution=evolution, seed=seed)
+    layers = [module for module in model if isinstance(module, SparseLinear)]
+    counts = [[layer.nnz for layer in layers]]
+    for _ in range(steps):
+        images = torch.randn(16, sizes[0])
+        loss = F.cross_entropy(model(images), images[:, : sizes[-1]].argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for layer in layers:  # every vector still has one entry for each connection
+            for buffer in optimizer.state[layer.values].values():
+                assert buffer.dim() == 0 or buffer.shape == layer.values.shape
+        counts.append([layer.nnz for layer in layers])
+    return model, optimizer, counts
+
+
+@pytest.mark.parametrize(
+    "evolution",
+    [
+        SET(5),
+        RigL(5, until=50),
+        RigL(5, grow=mixed(by_gradient, uniformly, 0.5)),
+        Evolution(5, drop=saliency),
+        Evolution(5, grow=feeding_units(by_gradient)),
+    ],
+)
+def test_every_layer_keeps_its_count(evolution):
+    _, optimizer, counts = run(evolution)
+    assert all(count == counts[0] for count in counts)
+    assert sum(sum(record.grown.values()) for record in optimizer.history) > 0
+
+
+def test_across_layers_the_model_keeps_its_count_and_layers_change():
+    _, _, counts = run(Evolution(5, scope=across_layers))
+    assert {sum(count) for count in counts} == {sum(counts[0])}
+    assert counts[-1] != counts[0]
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD, torch.optim.Rprop])
+@pytest.mark.parametrize(
+    "evolution", [GMP(until=40, interval=7), GMP(40, begin=10, interval=7, scope=across_layers), GraNet(50, 40, 7)]
+)
+def test_pruning_falls_along_a_cubic_to_exactly_the_target(evolution, make):
+    _, optimizer, counts = run(evolution, make=make)
+    layers = list(optimizer.history[0].dropped)
+    target = {row.name: row.nnz for row in summary_of_target().sparse}
+    total = sum(target.values())
+    first = sum(counts[0])
+    assert first == (20 * 30 + 30 * 30 + 30 * 5 if evolution.start_density == 1 else pytest.approx(825, abs=1))
+    assert sum(counts[-1]) == total
+    if evolution.scope is not across_layers:
+        assert counts[-1] == [target[name] for name in layers]
+    for step in range(7, 40, 7):
+        expected = total + evolution.surplus(step) * (first - total)
+        assert sum(counts[step]) == pytest.approx(expected, abs=2)
+    assert all(sum(after) <= sum(before) for before, after in pairwise(counts))
+
+
+def summary_of_target():
+    torch.manual_seed(0)
+    model, _ = sparsify(mlp(20, 30, 30, 5), None, 0.2)
+    return summary(model)
+
+
+def test_gmp_drops_the_weakest_for_good():
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.4, -0.1, 0.3, -0.2]]))
+    layer, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.0), 0.5, evolution=GMP(2, interval=2))
+    for _ in range(2):
+        layer(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    assert layer.to_dense()[0].tolist() == pytest.approx([0.4, 0, 0.3, 0])
+
+
+def test_rigl_grows_where_the_gradient_of_the_step_is_largest():
+    torch.manual_seed(0)
+    model = nn.Linear(30, 20)
+    layer, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.2, evolution=RigL(3, 0.25))
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        gradient, before = torch.zeros(20, 30), layer.flat()
+        for size in 8, 5:  # two micro-batches
+            input = torch.randn(size, 30)
+            error = layer(input)
+            error.retain_grad()
+            error.square().sum().backward()
+            gradient += error.grad.t() @ input
+        optimizer.step()
+        grown = sorted(set(layer.flat().tolist()) - set(before.tolist()))
+        if step < 3:
+            assert grown == []
+    scores = gradient.abs().flatten()
+    scores[before] = -1
+    assert grown == scores.topk(30).indices.sort().values.tolist()
+    assert optimizer.history[-1].grown == {"": 30}

@@ -25,16 +25,17 @@ def test_mnist_compares_prints_and_saves(tmp_path):
         assert (tmp_path / "runs" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_accuracy_is_resumable(tmp_path):
-    arguments = (
-        "--dataset digits --epochs 2 --seeds 2 --densities .1 --variants static SET --hidden 20 --jobs 1".split()
-    )
-    first = run("accuracy.py", *arguments, cwd=tmp_path)
+def test_comparing_algorithms_is_resumable(tmp_path):
+    algorithms = "dense static SET RigL GMP GraNet GraNet-dense"
+    arguments = f"--dataset digits --epochs 2 --seeds 2 --densities .1 --hidden 20 --jobs 1 --algorithms {algorithms}"
+    arguments = [*arguments.split(), "--interval", "5"]
+    first = run("compare_algorithms.py", *arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    record = (tmp_path / "runs" / "accuracy.jsonl").read_text()
-    assert len(record.splitlines()) == 4
-    second = run("accuracy.py", *arguments, cwd=tmp_path)
-    assert (tmp_path / "runs" / "accuracy.jsonl").read_text() == record
+    record = (tmp_path / "runs" / "compare.jsonl").read_text()
+    assert len(record.splitlines()) == 14
+    assert (tmp_path / "runs" / "digits-algorithms.png").read_bytes().startswith(b"\x89PNG")
+    second = run("compare_algorithms.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "runs" / "compare.jsonl").read_text() == record
     assert second.stdout == first.stdout
 
 

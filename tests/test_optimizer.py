@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from sparsify import SET, SparseLinear, SparseOptimizer, Static, coin, sparsify, trim
+from sparsify import SET, Evolution, SparseLinear, SparseOptimizer, Static, coin, sparsify, trim
 
 from .conftest import assert_same, mlp
 
@@ -243,10 +243,10 @@ def test_an_optimizer_of_other_state_is_refused_at_evolution_and_nothing_changed
 
 
 def test_a_failing_rule_changes_nothing():
-    def grow(flat, shape, count, generator):
+    def grow(layer, count):
         raise RuntimeError("no growth today")
 
-    model, optimizer = pair(SET(None, grow=grow))
+    model, optimizer = pair(Evolution(None, grow=grow))
     train(model, optimizer, 1)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     with pytest.raises(RuntimeError, match="no growth today"):

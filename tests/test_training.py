@@ -24,7 +24,16 @@ from torch.optim import (
     Rprop,
 )
 
-from sparsify import SET, SparseLinear, fan_in_uniform, sparsify
+from sparsify import GMP, SET, Evolution, GraNet, RigL, SparseLinear, coin, fan_in_uniform, sparsify
+from sparsify.evolution import (
+    across_layers,
+    by_gradient_among,
+    feeding_units,
+    mixed,
+    saliency,
+    sparing_units,
+    uniformly,
+)
 
 from .conftest import assert_same, mlp
 
@@ -268,3 +277,65 @@ def test_adafactor_trains_a_vector_of_values():
         losses = [step(model, optimizer, batches(1)[0]).item() for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
     assert len(optimizer.history) == 10
+
+
+class EveryOther:
+    """An interval with state of its own, as a user may write one."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, step):
+        self.asked += 1
+        return self.asked % 4 == 0
+
+    def state_dict(self):
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state):
+        self.asked = state["asked"]
+
+
+@pytest.mark.parametrize(
+    "evolution",
+    [
+        lambda: RigL(4, until=18),
+        lambda: RigL(EveryOther()),
+        lambda: RigL(coin(0.4), grow=mixed(by_gradient_among(3), uniformly, 0.5)),
+        lambda: Evolution(4, drop=sparing_units(saliency), scope=across_layers, grow=feeding_units()),
+        lambda: GMP(until=17, interval=4),
+        lambda: GraNet(until=18, prune_until=14, interval=4, start_density=0.8),
+    ],
+)
+@pytest.mark.parametrize("order", [("model", "optimizer"), ("optimizer", "model")])
+def test_every_algorithm_resumes_bit_for_bit(evolution, order):
+    def fresh(seed):
+        torch.manual_seed(seed)
+        model = mlp(12, 16, 4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        return sparsify(model, optimizer, 0.3, evolution=evolution(), seed=seed)
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            model(torch.randn(8, 12)).square().sum().backward()
+            optimizer.step()
+        return model.state_dict(), optimizer.state_dict()
+
+    for stop in 3, 4, 9:  # just before an evolution, just after one, in the middle of pruning
+        model, optimizer = fresh(1)
+        train(model, optimizer, range(stop))
+        checkpoint = io.BytesIO()
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+        expected = train(model, optimizer, range(stop, 20))
+        assert optimizer.history[-1].step > stop
+        checkpoint.seek(0)
+        loaded = torch.load(checkpoint, weights_only=True)
+        resumed = dict(zip(("model", "optimizer"), fresh(2), strict=True))
+        for part in order:
+            resumed[part].load_state_dict(loaded[part])
+        assert_same(train(**resumed, steps=range(stop, 20)), expected)
+        pair = copy.deepcopy(fresh(1))
+        train(*pair, range(stop))
+        assert_same(train(*copy.deepcopy(pair), range(stop, 20)), expected)

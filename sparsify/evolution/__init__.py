@@ -1,8 +1,35 @@
 """Evolution: algorithms, the rules and schedules they are made of, and the pure core."""
 
-from sparsify.evolution.algorithms import SET, Evolution, Static
-from sparsify.evolution.drop import weakest_per_sign
-from sparsify.evolution.growth import uniformly
-from sparsify.evolution.schedules import coin
+from sparsify.evolution.algorithms import GMP, SET, Evolution, GraNet, RigL, Static
+from sparsify.evolution.drop import magnitude, saliency, sparing_units
+from sparsify.evolution.growth import by_gradient, by_gradient_among, feeding_units, mixed, uniformly
+from sparsify.evolution.schedules import coin, constant, cosine, cubic, linear
+from sparsify.evolution.scopes import across_layers, per_layer, per_sign
+from sparsify.evolution.view import LayerView, needing_gradient
 
-__all__ = ["SET", "Evolution", "Static", "coin", "uniformly", "weakest_per_sign"]
+__all__ = [
+    "GMP",
+    "SET",
+    "Evolution",
+    "GraNet",
+    "LayerView",
+    "RigL",
+    "Static",
+    "across_layers",
+    "by_gradient",
+    "by_gradient_among",
+    "coin",
+    "constant",
+    "cosine",
+    "cubic",
+    "feeding_units",
+    "linear",
+    "magnitude",
+    "mixed",
+    "needing_gradient",
+    "per_layer",
+    "per_sign",
+    "saliency",
+    "sparing_units",
+    "uniformly",
+]

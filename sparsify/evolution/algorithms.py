@@ -1,37 +1,53 @@
-"""Evolution algorithms: a drop rule, a growth rule and a schedule."""
+"""Evolution algorithms: a drop rule, its scope, a growth rule and schedules."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Integral, Real
 
-from sparsify.evolution.drop import DropRule, weakest_per_sign
-from sparsify.evolution.growth import GrowthRule, uniformly
+from sparsify.distributions import check_density
+from sparsify.evolution.drop import DropRule, magnitude
+from sparsify.evolution.growth import GrowthRule, by_gradient, uniformly
+from sparsify.evolution.schedules import Schedule, cosine, cubic
+from sparsify.evolution.scopes import Scope, per_layer, per_sign
 from sparsify.initialization import GrownValues, zeros
 
+Interval = int | Callable[[int], bool] | None
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Evolution:
-    """Drop `drop_fraction` of each layer's connections and grow as many, after each optimizer step that is due.
+    """Drop `drop_fraction` of the connections and grow as many, after each optimizer step that is due.
+
+    Any algorithm is one of these: a drop rule that scores connections, a scope that counts how many of the lowest go, a
+    growth rule and schedules. All are plain functions; see README, "An algorithm of your own".
 
     Args:
-        interval: evolve after step k when k is a multiple of it; or a callable step -> bool; or None: only when
-            `optimizer.evolve()` is called.
+        interval: evolve after step k when k is a multiple of it; or a callable step -> bool, asked once for each step,
+            before it begins; or None: only when `optimizer.evolve()` is called.
         drop_fraction: share of the active connections dropped at one evolution (the paper's ζ), in [0, 1]; or a
-            callable step -> fraction.
+            callable step -> fraction, such as `cosine(0.3, steps)`.
         until: last optimizer step after which evolution may come; None for no end.
         grown_values: (count, shape, nnz, generator) -> the values grown connections start from.
-        drop: the drop rule.
-        grow: the growth rule.
+        drop: the drop rule, layer -> scores: `magnitude`, `saliency`, ...
+        scope: over what the fraction counts: `per_sign`, `per_layer` or `across_layers`.
+        grow: the growth rule, (layer, count) -> places: `uniformly`, `by_gradient`, `mixed(...)`, ...
+        start_density: training begins with this density, shared out like the target's; None begins at the target.
+        surplus: with a start density: step -> share of the connections beyond the target's that are left, such as
+            `cubic(begin, end)`.
     Raises:
         ValueError, TypeError: an argument is out of range or of another type.
     """
 
-    interval: int | Callable[[int], bool] | None
-    drop_fraction: float | Callable[[int], float] = 0.3
+    interval: Interval
+    drop_fraction: float | Schedule = 0.3
     until: int | None = None
     grown_values: GrownValues = zeros
-    drop: DropRule = weakest_per_sign
+    drop: DropRule = magnitude
+    scope: Scope = per_sign
     grow: GrowthRule = uniformly
+    start_density: float | None = None
+    surplus: Schedule | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.interval) and self.interval is not None:
@@ -40,39 +56,141 @@ class Evolution:
             _check_count("until", self.until, 0)
         if not callable(self.drop_fraction):
             check_fraction(self.drop_fraction)
+        if self.start_density is not None:
+            check_density(self.start_density, argument="start_density")
+        if (self.start_density is None) != (self.surplus is None):
+            raise ValueError("start_density and surplus must be given together: where pruning begins, and how it goes.")
+
+    def __repr__(self) -> str:
+        defaults = {field.name: field.default for field in fields(self)}
+        shown = [f"{k}={_plain(v)}" for k, v in vars(self).items() if k == "interval" or v is not defaults[k]]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def due(self, step: int) -> bool:
         """Whether evolution comes after optimizer step `step` (the first step is 1)."""
         if self.interval is None or (self.until is not None and step > self.until):
             return False
+        if self.surplus is not None and step == self.until:
+            return True  # so that pruning reaches its target, whatever the interval
         return bool(self.interval(step)) if callable(self.interval) else step % self.interval == 0
 
     def fraction(self, step: int) -> float:
         """The drop fraction after optimizer step `step`."""
         return check_fraction(self.drop_fraction(step) if callable(self.drop_fraction) else self.drop_fraction)
 
+    def connections(self, step: int, start: int, target: int) -> int:
+        """How many connections a layer should have after step `step`, of `start` at first and `target` in the end."""
+        return target + round((self.surplus(step) if self.surplus else 0.0) * (start - target))
 
-@dataclass(frozen=True)
+
 class SET(Evolution):
     """Sparse Evolutionary Training: drop the weakest of each sign, grow uniformly at random.
 
     Args:
         interval: in optimizer steps; see `Evolution`. The paper evolves once an epoch.
-        drop_fraction: the paper's ζ.
-        until: as in `Evolution`; the paper does not evolve after the last epoch.
+        drop_fraction: the paper's ζ, or a callable step -> fraction.
+        until: last optimizer step after which evolution may come; the paper does not evolve after the last epoch.
         grown_values: `zeros` or `fan_in_uniform`.
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
 
-    interval: int | Callable[[int], bool] | None = 200
+    def __init__(
+        self,
+        interval: Interval = 200,
+        drop_fraction: float | Schedule = 0.3,
+        until: int | None = None,
+        grown_values: GrownValues = zeros,
+    ) -> None:
+        super().__init__(interval, drop_fraction, until, grown_values)
 
 
-@dataclass(frozen=True)
+class RigL(Evolution):
+    """Drop the weakest of each layer, grow where the gradient of the dense weight is largest, at zero.
+
+    The dense gradient is never held (see `by_gradient`). What was just dropped is not grown again in the same
+    evolution, and the optimizer's step before an evolution is taken, where the authors' code skips it.
+
+    Args:
+        interval: in optimizer steps. With None the layers keep the operands of every backward pass.
+        drop_fraction: None: 0.3, annealed to zero at `until` by a cosine (constant where there is no `until`).
+        until: last optimizer step after which evolution may come; the paper's is 3/4 of training.
+        grow: `by_gradient`, `by_gradient_among(n)` for layers too large for it, or `mixed(...)`.
+    Source: Evci et al. 2020, "Rigging the lottery" (arXiv:1911.11134).
+    """
+
+    def __init__(
+        self,
+        interval: Interval = 100,
+        drop_fraction: float | Schedule | None = None,
+        until: int | None = None,
+        grow: GrowthRule = by_gradient,
+    ) -> None:
+        super().__init__(interval, _annealed(drop_fraction, until), until, scope=per_layer, grow=grow)
+
+
+class GMP(Evolution):
+    """Gradual magnitude pruning: from `start_density` down to the target along a cubic; nothing grows.
+
+    Args:
+        until: optimizer step at which the target is reached.
+        begin: optimizer step at which pruning begins.
+        interval: in optimizer steps.
+        start_density: at first; 1 begins dense.
+        scope: `per_layer` gives each layer its own target, `across_layers` prunes the weakest of the whole model.
+    Source: Zhu and Gupta 2017, "To prune, or not to prune" (arXiv:1710.01878).
+    """
+
+    def __init__(
+        self,
+        until: int,
+        begin: int = 0,
+        interval: Interval = 100,
+        start_density: float = 1.0,
+        scope: Scope = per_layer,
+    ) -> None:
+        schedule = cubic(begin, until)
+        super().__init__(interval, 0.0, until, scope=scope, start_density=start_density, surplus=schedule)
+
+
+class GraNet(Evolution):
+    """RigL that begins denser: prunes along a cubic from `start_density` to the target, and evolves all the while.
+
+    The most accurate algorithm here at every density measured, at the price of the first, denser part of training.
+
+    Args:
+        until: last optimizer step after which evolution may come; 3/4 of training is good.
+        prune_until: optimizer step at which the target is reached; None: two thirds of `until`.
+        interval: in optimizer steps.
+        drop_fraction: as in `RigL`.
+        start_density: at first; the higher, the more accurate and the more memory.
+        scope: `per_layer` or `across_layers`.
+        grow: as in `RigL`.
+    Source: Liu et al. 2021, "Sparse training via boosting pruning plasticity with neuroregeneration"
+        (arXiv:2106.10404).
+    """
+
+    def __init__(
+        self,
+        until: int,
+        prune_until: int | None = None,
+        interval: Interval = 200,
+        drop_fraction: float | Schedule | None = None,
+        start_density: float = 0.5,
+        scope: Scope = per_layer,
+        grow: GrowthRule = by_gradient,
+    ) -> None:
+        schedule = cubic(0, until * 2 // 3 if prune_until is None else prune_until)
+        fraction = _annealed(drop_fraction, until)
+        super().__init__(
+            interval, fraction, until, scope=scope, grow=grow, start_density=start_density, surplus=schedule
+        )
+
+
 class Static(Evolution):
     """A fixed sparse topology: nothing is ever dropped or grown."""
 
-    interval: int | Callable[[int], bool] | None = None
-    drop_fraction: float | Callable[[int], float] = 0.0
+    def __init__(self) -> None:
+        super().__init__(interval=None, drop_fraction=0.0)
 
 
 def check_fraction(fraction: object) -> float:
@@ -85,8 +203,22 @@ def check_fraction(fraction: object) -> float:
     return fraction
 
 
+def _annealed(drop_fraction: float | Schedule | None, until: int | None) -> float | Schedule:
+    """RigL's cosine where the user gave no fraction."""
+    if drop_fraction is not None:
+        return drop_fraction
+    return cosine(0.3, until) if until else 0.3
+
+
 def _check_count(name: str, count: object, least: int) -> None:
     if isinstance(count, bool) or not isinstance(count, Integral):
         raise TypeError(f"{name} must be a whole number of optimizer steps, got {count!r}.")
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {count}.")
+
+
+def _plain(value: object) -> str:
+    """How a rule or a schedule was written: `cosine(0.3, 0.0, 1000)`, `by_gradient`."""
+    if isinstance(value, partial):
+        return f"{value.func.__name__.strip('_')}({', '.join(map(_plain, value.args))})"
+    return getattr(value, "__name__", None) or repr(value)

@@ -1,49 +1,45 @@
-"""Drop rules: which connections an evolution drops."""
+"""Drop rules: what a connection is worth. Those with the lowest scores are dropped, within a scope."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from sparsify.topology import lowest, positions
+from sparsify.evolution.view import LayerView, needing_gradient, needs_gradient
 
-DropRule = Callable[[Tensor, float, int], Tensor]
-"""(values (nnz,), drop fraction, most) -> positions of the at most `most` connections to drop."""
+DropRule = Callable[[LayerView], Tensor]
+"""layer -> score of each connection, (nnz,)."""
 
 
-def weakest_per_sign(values: Tensor, drop_fraction: float, most: int) -> Tensor:
-    """Drop the share `drop_fraction` of the positive values nearest to zero, and of the negative ones: SET's rule.
+def magnitude(layer: LayerView) -> Tensor:
+    """|value|: the weakest connections go first."""
+    return layer.values.abs()
 
-    Counts are floor(drop_fraction * n) for each sign, and for the exact zeros; together they are the budget. Zeros
-    go first: where there are more of them than their own share, each takes the place of a nonzero value, from both
-    signs in proportion. Among equal magnitudes the first positions go first.
+
+@needing_gradient
+def saliency(layer: LayerView) -> Tensor:
+    """|value * gradient|: what the loss would change, to first order, without the connection.
+
+    The gradient is the one in `values.grad`: evolution must come before `zero_grad()`, as it does in a usual loop.
+
+    Source: Molchanov et al. 2017 (arXiv:1611.06440); Lee et al. 2019 (SNIP, arXiv:1810.02340).
+    """
+    return (layer.values * layer.gradient).abs()  # type: ignore[operator]  # needing_gradient: there is one
+
+
+def sparing_units(rule: DropRule = magnitude) -> DropRule:
+    """A drop rule that spares the best connection of every output unit: no unit loses its last input.
 
     Args:
-        values: of a layer's connections, (nnz,).
-        drop_fraction: in [0, 1].
-        most: how many may be dropped at most; where the rule says more, the weakest of these go, whatever their sign.
-    Returns:
-        positions of the dropped, int64, in no particular order.
-    Source: Mocanu et al. 2018, algorithm 1.
+        rule: scores the connections.
     """
-    magnitude = values.abs()
-    zero, positive, negative = (positions(sign) for sign in (values == 0, values > 0, values < 0))
-    own_share, drop_positive, drop_negative = (_share(drop_fraction, len(sign)) for sign in (zero, positive, negative))
-    drop_zero = min(len(zero), own_share + drop_positive + drop_negative)
-    spared = drop_zero - own_share
-    if spared:
-        spared_positive = round(spared * drop_positive / (drop_positive + drop_negative))
-        drop_positive -= spared_positive
-        drop_negative -= spared - spared_positive
-    dropped = torch.cat(
-        [
-            zero[:drop_zero],
-            positive[lowest(magnitude[positive], drop_positive)],
-            negative[lowest(magnitude[negative], drop_negative)],
-        ]
-    )
-    return dropped if len(dropped) <= most else dropped[lowest(magnitude[dropped], most)]
+    spare = partial(_spare, rule)
+    return needing_gradient(spare) if needs_gradient(rule) else spare
 
 
-def _share(fraction: float, count: int) -> int:
-    return int(fraction * count + 1e-9)  # 0.29 * 100 is 28.999999999999996
+def _spare(rule: DropRule, layer: LayerView) -> Tensor:
+    score = rule(layer)
+    row = layer.flat // layer.shape[1]
+    best = score.new_full((layer.shape[0],), -torch.inf).scatter_reduce(0, row, score, "amax")
+    return torch.where(score == best[row], torch.inf, score)

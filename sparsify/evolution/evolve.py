@@ -1,13 +1,16 @@
-"""The pure core: topology + values -> `Update`. Nothing here changes anything."""
+"""The pure core: topology + scores -> `Update`. Nothing here changes anything."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparsify.evolution.drop import DropRule
-from sparsify.topology import Shape, empty, merge
+from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.growth import GrowthRule
+from sparsify.evolution.view import LayerView
+from sparsify.topology import empty, merge
 
 
 class Update(NamedTuple):
@@ -38,46 +41,55 @@ class Update(NamedTuple):
 
 
 def evolve(
-    flat: Tensor,
-    values: Tensor,
-    shape: Shape,
-    drop_fraction: float,
-    *,
-    drop: DropRule,
-    grow: Callable[[Tensor, Shape, int], Tensor] | None,
-) -> Update:
+    algorithm: Evolution, layers: Sequence[LayerView], surplus: Sequence[int], drop_fraction: float
+) -> list[Update]:
     """Drop and grow once.
 
-    As many connections grow as are dropped, all outside the old topology, so no just-dropped connection comes back;
-    where fewer places are free than the rule would drop, only as many are dropped as can be grown. With `grow=None`
-    nothing grows.
+    As many connections grow as are dropped beyond the surplus, all outside the old topology, so no just-dropped
+    connection comes back; where fewer places are free than would be dropped, only as many are dropped as can be grown.
 
     Args:
-        flat: sorted flat indices, (nnz,).
-        values: of the connections, (nnz,).
-        shape: (out_features, in_features).
+        algorithm: whose drop rule, scope and growth rule to follow.
+        layers: all that evolve together.
+        surplus: how many connections each has more than its schedule says; negative where it has fewer.
         drop_fraction: share of the connections to drop, in [0, 1].
-        drop: the drop rule.
-        grow: the growth rule with its generator bound: (flat, shape, count) -> flat indices; None grows nothing.
     Raises:
-        ValueError: the rules broke their contract; nothing was changed.
+        ValueError: a rule broke its contract; nothing was changed.
     """
-    free = shape[0] * shape[1] - len(flat)
-    dropped = drop(values, drop_fraction, len(flat) if grow is None else free)
-    survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    scores = [_checked_score(algorithm.drop(layer), layer) for layer in layers]
+    choices = algorithm.scope(layers, scores, surplus, drop_fraction)
+    lost = sum(len(dropped) - grown for dropped, grown in choices)
+    most = sum(max(0, more) for more in surplus)  # layer by layer; where layers share, one may have what another lacks
+    if not max(0, sum(surplus)) <= lost <= most:
+        raise ValueError(f"a scope must drop as many as grow and the surplus, {most}, got {lost} more than grow.")
+    return [replaced(layer, *choice, algorithm.grow) for layer, choice in zip(layers, choices, strict=True)]
+
+
+def replaced(layer: LayerView, dropped: Tensor, count: int, grow: GrowthRule) -> Update:
+    """Without the connections at the positions `dropped`, and with `count` new ones."""
+    survives = torch.ones(len(layer.flat), dtype=torch.bool, device=layer.flat.device)
     survives[dropped] = False
-    grown = flat[:0] if grow is None else grow(flat, shape, len(dropped))
+    grown = grow(replace(layer, survives=survives), count) if count else layer.flat[:0]
     if grown.dtype != torch.int64 or grown.dim() != 1:
         raise ValueError(f"a growth rule must give a vector of int64, got {grown.dtype} {tuple(grown.shape)}.")
-    merged, origin = merge(flat, survives, grown)
-    _check(merged, grown, shape[0] * shape[1], len(flat) if grow is not None else len(merged))
-    return Update(merged, origin, len(flat), len(grown))
+    if len(grown) != count:
+        raise ValueError(f"a growth rule must give as many places as it is asked for, {count}, got {len(grown)}.")
+    merged, origin = merge(layer.flat, survives, grown)
+    _check_topology(merged, grown, layer.shape[0] * layer.shape[1])
+    return Update(merged, origin, len(layer.flat), count)
 
 
-def _check(flat: Tensor, grown: Tensor, places: int, nnz: int) -> None:
+def _checked_score(score: Tensor, layer: LayerView) -> Tensor:
+    if score.shape != layer.values.shape or not score.is_floating_point():
+        raise ValueError(
+            f"a drop rule must give a score to each of the {len(layer.values)} connections of layer {layer.name!r}, "
+            f"got {score.dtype} {tuple(score.shape)}."
+        )
+    return score
+
+
+def _check_topology(flat: Tensor, grown: Tensor, places: int) -> None:
     """Refuse what a drop or growth rule of the user's got wrong, before any product sees it."""
-    if len(flat) != nnz:
-        raise ValueError(f"a growth rule must grow as many as were dropped, got {len(flat)} connections of {nnz}.")
     falls = any(bool((run[1:] <= run[:-1]).any()) for run in (grown, flat))
-    if falls or (nnz and (int(flat[0]) < 0 or int(flat[-1]) >= places)):
+    if falls or (len(flat) and (int(flat[0]) < 0 or int(flat[-1]) >= places)):
         raise ValueError(f"a growth rule must give sorted, unique, inactive places of range({places}).")

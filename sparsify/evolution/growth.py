@@ -1,27 +1,152 @@
 """Growth rules: where new connections grow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from sparsify.topology import Shape, sample_outside
+from sparsify import kernels
+from sparsify.evolution.view import LayerView, needing_gradient, needs_gradient
+from sparsify.topology import index, lowest, merge, places_of_ranks, positions, sample, sample_outside
 
-GrowthRule = Callable[[Tensor, Shape, int, torch.Generator], Tensor]
-"""(flat topology (nnz,), shape, count, generator) -> `count` flat indices outside the topology, sorted."""
+GrowthRule = Callable[[LayerView, int], Tensor]
+"""(layer, count) -> `count` flat indices outside `layer.flat`, sorted: what was just dropped is not grown again."""
+
+TILE = 1 << 21
+"""Elements of the dense gradient that `by_gradient` holds at a time: 8 MiB in float32."""
 
 
-def uniformly(flat: Tensor, shape: Shape, count: int, generator: torch.Generator) -> Tensor:
-    """Grow `count` connections uniformly at random where there are none: SET's rule.
+def uniformly(layer: LayerView, count: int) -> Tensor:
+    """Uniformly at random where there are none: SET's rule."""
+    return sample_outside(layer.flat, layer.shape[0] * layer.shape[1], count, layer.generator)
+
+
+@needing_gradient
+def by_gradient(layer: LayerView, count: int) -> Tensor:
+    """Where the gradient of the dense weight is largest in magnitude: RigL's rule, exact.
+
+    The dense gradient is never held: it is computed a tile of rows at a time from the operands of the backward passes
+    since the last step (all micro-batches count), and each tile leaves no more than `count` candidates. Memory: a tile
+    (8 MiB, or one row where that is more), about 20 bytes a candidate, and the operands. Time: that of the weight
+    gradient of a dense layer. Among equal gradients the first places win.
+
+    Raises:
+        ValueError: no backward pass was kept, because this evolution was not due by the schedule.
+    Source: Evci et al. 2020 (RigL, arXiv:1911.11134).
+    """
+    best, place = layer.values.new_empty(0), layer.flat[:0]
+    for start, scores in _tiles(layer):
+        above = scores > best.min() if len(best) == count else scores >= 0  # of equals the first, which are here
+        found = positions(above)
+        best = torch.cat([best.to(scores), scores[found]])
+        place = torch.cat([place.to(found), found + start])
+        chosen = lowest(-best, count) if len(best) > count else slice(None)
+        best, place = best[chosen], place[chosen]
+    return place
+
+
+def by_gradient_among(candidates: int) -> GrowthRule:
+    """A growth rule: by gradient, among so many random candidates for each connection that grows.
+
+    For layers whose dense gradient would take too long: time and memory are those of the candidates.
 
     Args:
-        flat: the topology before the drop, sorted, (nnz,): what was just dropped is not grown again.
-        shape: (out_features, in_features).
-        count: how many; at most out_features * in_features - nnz.
-        generator: on the CPU.
-    Returns:
-        flat indices, sorted, (count,) int64.
+        candidates: for each connection; 1 is `uniformly`.
     Raises:
-        ValueError: fewer than `count` places are free.
+        ValueError: candidates is below 1.
     """
-    return sample_outside(flat, shape[0] * shape[1], count, generator)
+    if candidates < 1:
+        raise ValueError(f"candidates must be at least 1, got {candidates}.")
+    return needing_gradient(partial(_by_gradient_among, candidates))
+
+
+def mixed(first: GrowthRule, second: GrowthRule, share: float) -> GrowthRule:
+    """A growth rule: the share `share` of the connections grows by `first`, the rest by `second`.
+
+    Args:
+        first, second: growth rules, such as `by_gradient` and `uniformly`.
+        share: of `first`, in [0, 1].
+    Raises:
+        ValueError: share is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], got {share}.")
+    rule = partial(_mixed, first, second, share)
+    return needing_gradient(rule) if needs_gradient(first) or needs_gradient(second) else rule
+
+
+def feeding_units(rule: GrowthRule = uniformly) -> GrowthRule:
+    """A growth rule that first gives each output unit without inputs one, at random; the rest grows by `rule`.
+
+    With as many dropped as grown, units that are fed stay so, and empty ones find an input as far as the count goes.
+    """
+    feed = partial(_feeding, rule)
+    return needing_gradient(feed) if needs_gradient(rule) else feed
+
+
+def _tiles(layer: LayerView) -> Iterator[tuple[int, Tensor]]:
+    """|dense gradient| a tile of rows at a time: (flat index of its first element, flattened), active places -1."""
+    grad, input = _operands(layer)
+    outs, ins = layer.shape
+    height = max(1, TILE // ins)
+    tile = torch.empty(min(height, outs), ins, dtype=grad.dtype, device=grad.device)
+    bounds = torch.arange(0, outs + height, height, device=layer.flat.device) * ins
+    first = torch.searchsorted(layer.flat, bounds).tolist()
+    for number, row in enumerate(range(0, outs, height)):
+        part = tile[: min(height, outs - row)]
+        torch.mm(grad[:, row : row + height].t(), input, out=part)
+        scores = part.view(-1).abs_()
+        scores[layer.flat[first[number] : first[number + 1]] - row * ins] = -1
+        yield row * ins, scores
+
+
+def _operands(layer: LayerView) -> tuple[Tensor, Tensor]:
+    """The operands of all backward passes, (examples, out_features) and (examples, in_features), at least float32."""
+    if not layer.passes:
+        raise ValueError(
+            f"growth by gradient needs a backward pass, got none kept for layer {layer.name!r}. Passes are kept before "
+            "the evolutions of the schedule; to evolve by hand, give the algorithm interval=None."
+        )
+    dtype = torch.promote_types(layer.values.dtype, torch.float32)
+    grad, input = (torch.cat(part).to(dtype).nan_to_num(nan=0.0) for part in zip(*layer.passes, strict=True))
+    return grad, input
+
+
+def _by_gradient_among(candidates: int, layer: LayerView, count: int) -> Tensor:
+    flat = uniformly(layer, min(candidates * count, layer.free))
+    grad, input = _operands(layer)
+    scores = kernels.gradient_of_values(grad, input, index(flat, layer.shape)).abs()
+    return flat[lowest(-scores, count)]
+
+
+def _mixed(first: GrowthRule, second: GrowthRule, share: float, layer: LayerView, count: int) -> Tensor:
+    of_first = first(layer, round(share * count))
+    taken = _with(layer, of_first)
+    return torch.cat([of_first, second(taken, count - len(of_first))]).sort().values
+
+
+def _feeding(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
+    outs, ins = layer.shape
+    row = layer.flat // ins
+    inactive = ins - torch.bincount(row, minlength=outs)
+    fed = torch.bincount(row[layer.survives], minlength=outs) > 0
+    empty = positions(~fed & (inactive > 0))
+    if len(empty) > count:
+        empty = empty[sample(len(empty), count, layer.generator).to(empty.device)]
+    before = inactive.cumsum(0) - inactive
+    chance = torch.rand(len(empty), dtype=torch.float64, generator=layer.generator, device="cpu").to(empty.device)
+    rank = before[empty] + (chance * inactive[empty]).long()
+    of_empty = places_of_ranks(layer.flat, rank)
+    rest = rule(_with(layer, of_empty), count - len(of_empty))
+    return torch.cat([of_empty, rest]).sort().values
+
+
+def _with(layer: LayerView, grown: Tensor) -> LayerView:
+    """The layer as if `grown` were there already, at zero, so that they are not grown again."""
+    everywhere = torch.ones_like(layer.survives)
+    flat, origin = merge(layer.flat, everywhere, grown)
+    survives = torch.cat([layer.survives, everywhere.new_ones(len(grown))])[origin]
+    values = torch.cat([layer.values, layer.values.new_zeros(len(grown))])[origin]
+    return replace(layer, flat=flat, survives=survives, values=values, gradient=None)

@@ -1,13 +1,18 @@
 """Where an `Update` is carried out: values, gradient, topology and optimizer buffers move together, here only."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsify import optimizer_state
+from sparsify import optimizer_state, topology
 from sparsify.evolution.algorithms import check_fraction
-from sparsify.evolution.drop import weakest_per_sign
-from sparsify.evolution.evolve import Update, evolve
+from sparsify.evolution.drop import magnitude
+from sparsify.evolution.evolve import Update, replaced
+from sparsify.evolution.growth import uniformly
+from sparsify.evolution.scopes import lowest_of_each_sign
+from sparsify.evolution.view import LayerView
 from sparsify.linear import SparseLinear
 from sparsify.optimizer_state import GrownState
 
@@ -45,11 +50,20 @@ def trim(model: nn.Module, drop_fraction: float) -> nn.Module:
     Source: Mocanu et al. 2018, algorithm 1, last step.
     """
     check_fraction(drop_fraction)
-    layers = [module for module in model.modules() if isinstance(module, SparseLinear)]
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     if not layers:
         raise ValueError("model must hold a SparseLinear, got none. Make it sparse first: sparsify(model, ...).")
-    for layer in layers:
-        values = layer.values.detach()
-        update = evolve(layer.flat(), values, layer.shape, drop_fraction, drop=weakest_per_sign, grow=None)
-        rewire(layer, update, values[:0])
+    for name, layer in layers.items():
+        seen = view(name, layer, topology.generator())
+        dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
+        rewire(layer, replaced(seen, dropped, 0, uniformly), seen.values[:0])
     return model
+
+
+def view(
+    name: str, layer: SparseLinear, generator: torch.Generator, passes: Sequence[tuple[Tensor, Tensor]] = ()
+) -> LayerView:
+    """What the rules may see of `layer`."""
+    flat, values = layer.flat(), layer.values.detach()
+    survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    return LayerView(name, layer.shape, flat, values, survives, generator, layer.values.grad, passes)

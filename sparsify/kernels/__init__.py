@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from sparsify.kernels import ops
-from sparsify.kernels.choice import available, use
+from sparsify.kernels.choice import available, choose, use
+from sparsify.kernels.recorder import Recorder
 from sparsify.topology import Indices
 
-__all__ = ["SUPPORTED", "available", "linear", "use"]
+__all__ = ["SUPPORTED", "Recorder", "available", "gradient_of_values", "linear", "use"]
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Dtypes of values; half-precision products are computed in float32."""
@@ -33,3 +34,14 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
         bias = None if bias is None else bias.float()
     output = ops.linear(input.reshape(-1, input.shape[-1]), values, bias, indices)
     return output.view(*input.shape[:-1], output.shape[1]).to(dtype)
+
+
+def gradient_of_values(grad: Tensor, input: Tensor, indices: Indices) -> Tensor:
+    """Elements of `grad.T @ input` at the connections alone, (nnz,): the gradient of values there.
+
+    Shape:
+        grad (batch, out_features), input (batch, in_features); float32 or float64.
+    """
+    zeros = grad.new_zeros(len(indices.col))
+    result: Tensor = choose(zeros).backward(grad, input, zeros, indices, (False, True, False))[1]
+    return result

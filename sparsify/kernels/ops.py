@@ -1,5 +1,6 @@
 """The autograd rule of the sparse product: as a plain function, and as an operator that torch.compile can trace."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparsify.kernels.choice import choose
+from sparsify.kernels.recorder import record
 from sparsify.topology import Indices
 
 
@@ -29,6 +31,16 @@ def _forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indice
     return result
 
 
+def _backward(
+    kernel: ModuleType, grad: Tensor, input: Tensor, values: Tensor, indices: Indices, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    grad, input = grad.contiguous(), input.contiguous()
+    if needs[1]:
+        record(grad, input, indices)
+    result: tuple[Tensor | None, ...] = kernel.backward(grad, input, values.contiguous(), indices, needs)
+    return result
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
@@ -41,8 +53,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, values = ctx.saved_tensors
-        tensors = grad.contiguous(), input.contiguous(), values.contiguous()
-        return *ctx.kernel.backward(*tensors, ctx.indices, ctx.needs_input_grad[:3]), None
+        return *_backward(ctx.kernel, grad, input, values, ctx.indices, ctx.needs_input_grad[:3]), None
 
 
 @torch.library.custom_op("sparsify::linear", mutates_args=())
@@ -77,8 +88,7 @@ def _linear_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     indices = Indices(crow, col, ccol, csc_row, csc_order)
-    tensors = grad.contiguous(), input.contiguous(), values.contiguous()
-    found = choose(values).backward(*tensors, indices, tuple(needs))
+    found = _backward(choose(values), grad, input, values, indices, tuple(needs))
     of_input, of_values, of_bias = (grad.new_empty(0) if gradient is None else gradient for gradient in found)
     return of_input, of_values, of_bias
 

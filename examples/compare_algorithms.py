@@ -1,0 +1,134 @@
+"""Accuracy of the evolution algorithms over densities and seeds, beside dense: a table and a picture.
+
+    python examples/compare_algorithms.py --densities .01 .02 .05 .1
+    python examples/compare_algorithms.py --algorithms SET RigL --seeds 1 --epochs 20 --dataset fashion
+
+Runs that are finished are kept in runs/compare.jsonl, so a sweep that was stopped goes on where it was. Takes the
+options of mnist.py too.
+"""
+
+import argparse
+import json
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import datasets
+import mnist
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+EVOLUTION_KEYS = ("interval", "drop_fraction", "grown_values", "grown_state", "until")
+KEYS = ("dataset", "epochs", "batch_size", "optimizer", "lr", "hidden", "density", "seed", *EVOLUTION_KEYS)
+
+
+def run(variant: str, settings: dict) -> dict:
+    """Train one network on one core; its settings and accuracies."""
+    torch.set_num_threads(1)
+    options = argparse.Namespace(**settings)
+    result = mnist.train(variant, datasets.load(options.dataset, options.data), options)
+    own = {"variant": variant, "accuracies": result.accuracies, "seconds": result.seconds}
+    return {**own, **{key: settings[key] for key in KEYS}}
+
+
+def identity(record: dict) -> str:
+    """What makes two runs the same; evolution's settings only count where there is one."""
+    keys = ["variant", *KEYS]
+    if record["variant"] in ("dense", "static"):
+        keys = [key for key in keys if key not in EVOLUTION_KEYS]
+    return json.dumps([record[key] for key in keys if key != "density" or record["variant"] != "dense"])
+
+
+def last_epochs(records: list[dict]) -> str:
+    """Mean and standard deviation of the test accuracy after the last epoch."""
+    last = [record["accuracies"][-1] for record in records]
+    spread = f" ± {statistics.stdev(last):.2f}" if len(last) > 1 else ""
+    return f"{statistics.mean(last):.2f}{spread}" if last else ""
+
+
+def print_table(found: dict[tuple[float, str], list[dict]], title: str) -> None:
+    """One row for each density, one column for each algorithm."""
+    variants = list(dict.fromkeys(variant for _, variant in found))
+    table = Table("density", *variants, title=title)
+    for density in sorted({density for density, _ in found}):
+        table.add_row(f"{density:g}", *(last_epochs(found.get((density, variant), [])) for variant in variants))
+    Console(width=130).print(table)
+
+
+def plot(found: dict[tuple[float, str], list[dict]], path: Path, title: str) -> None:
+    """Accuracy over density, a line for each algorithm and a level for dense."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for variant in dict.fromkeys(variant for _, variant in found):
+        runs = {
+            density: [r["accuracies"][-1] for r in found[density, name]] for density, name in found if name == variant
+        }
+        densities = sorted(runs)
+        mean = [statistics.mean(runs[density]) for density in densities]
+        if variant == "dense":
+            axes.axhline(mean[0], color="black", linestyle="--", label=f"dense: {mean[0]:.2f} %")
+            continue
+        spread = [statistics.stdev(runs[d]) if len(runs[d]) > 1 else 0.0 for d in densities]
+        axes.errorbar(densities, mean, yerr=spread, marker="o", capsize=3, label=variant)
+    ticks = sorted({density for density, variant in found if variant != "dense"})
+    axes.set(title=title, xlabel="density", ylabel="test accuracy after the last epoch (%)", xscale="log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Train what is missing, print the table, save the picture."""
+    parser = mnist.parser()
+    parser.add_argument("--densities", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--algorithms", nargs="+", choices=("dense", *mnist.ALGORITHMS), default=["dense", *mnist.ALGORITHMS]
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    options = parser.parse_args()
+    options.quiet = True
+    options.epochs = options.epochs or 100
+    path: Path = options.out / "compare.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = {}
+    if path.exists():
+        done = {identity(record): record for record in map(json.loads, path.read_text().splitlines())}
+
+    wanted = {}
+    for variant in options.algorithms:
+        for density in options.densities if variant != "dense" else [1.0]:
+            for seed in range(options.seeds):
+                settings = {**vars(options), "density": density, "seed": seed}
+                key = identity({"variant": variant, **settings})
+                wanted.setdefault((density, variant), []).append((key, settings))
+    todo = [(v, key, s) for (_, v), runs in wanted.items() for key, s in runs if key not in done]
+    with ProcessPoolExecutor(options.jobs) as pool, tqdm(total=len(todo), unit="run") as progress:
+        futures = [pool.submit(run, variant, settings) for variant, _, settings in todo]
+        for future in as_completed(futures):
+            record = future.result()
+            done[identity(record)] = record
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            progress.update()
+
+    found = {place: [done[key] for key, _ in runs] for place, runs in wanted.items()}
+    network = "-".join(map(str, [*options.hidden, 10]))
+    title = f"{options.dataset}, {network}, test accuracy after epoch {options.epochs}, {options.seeds} seeds"
+    print_table(found, title)
+    picture = options.out / f"{options.dataset}-algorithms.png"
+    plot(found, picture, title)
+    print(f"saved {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What the rules of an evolution may see of a layer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sparsify.topology import Shape
+
+Rule = TypeVar("Rule", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """A layer in the middle of an evolution. Rules read it and change nothing.
+
+    name: of the layer in the model.
+    shape: (out_features, in_features).
+    flat: its topology, sorted flat indices `row * in_features + col`, (nnz,) int64.
+    values: of the connections, (nnz,).
+    survives: which connections stay, (nnz,) bool; all of them while drop rules score.
+    generator: on the CPU, of this evolution of this layer.
+    gradient: of `values`, (nnz,); None where no backward pass reached the layer.
+    passes: (gradient of the output (batch, out_features), input (batch, in_features)) of each backward pass since the
+        last step; only where the growth rule is `needing_gradient`.
+    """
+
+    name: str
+    shape: Shape
+    flat: Tensor
+    values: Tensor
+    survives: Tensor
+    generator: torch.Generator
+    gradient: Tensor | None = None
+    passes: Sequence[tuple[Tensor, Tensor]] = ()
+
+    @property
+    def free(self) -> int:
+        """How many places are inactive."""
+        return self.shape[0] * self.shape[1] - len(self.flat)
+
+
+def needing_gradient(rule: Rule) -> Rule:
+    """Mark a drop or growth rule that reads gradients: a layer that no backward pass reached then stays as it is."""
+    rule.needs_gradient = True  # type: ignore[attr-defined]
+    return rule
+
+
+def needs_gradient(rule: object) -> bool:
+    """Whether a rule is marked so."""
+    return bool(getattr(rule, "needs_gradient", False))
