@@ -11,11 +11,14 @@ medians and their ratios: absolute times differ between machines and from minute
 import argparse
 import json
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,8 @@ from scipy.optimize import nnls
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, SparseLinear, SparseOptimizer, epsilon, kernels, sparsify
+from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, kernels, sparsify
+from sparsify.evolution import by_gradient, by_gradient_among, uniformly
 from sparsify.topology import Indices
 
 ASKED = {
@@ -38,7 +42,7 @@ ASKED = {
 }
 """What this project set itself: speed-up over nn.Linear by (n, batch) and density."""
 
-PARTS = ("layer", "inference", "steps", "evolution", "memory")
+PARTS = ("layer", "inference", "steps", "evolution", "growth", "memory")
 
 WIDE = (0.02, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7)
 """More densities, without the rivals, for the plot: where sparse stops being faster."""
@@ -202,6 +206,45 @@ def evolution(sizes: list[int], seconds: float) -> Table:
     return table
 
 
+def growth(n: int, density: float, batch: int = 128) -> Table:
+    """Memory and time of an evolution that grows at random, by gradient, and with the dense gradient held."""
+    title = f"an evolution of {n} x {n} at {density:g}"
+    table = Table("growth", "MiB beyond the layer", "seconds", title=title)
+    for name in "uniformly", "by_gradient_among(8)", "by_gradient", "dense gradient, topk":
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # the peak of a process never falls
+            mebibytes, seconds = pool.submit(_grow_once, name, n, density, batch).result()
+        table.add_row(name, f"{mebibytes:.0f}", f"{seconds:.2f}")
+    return table
+
+
+def _grow_once(name: str, n: int, density: float, batch: int) -> tuple[float, float]:
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    rules = {"uniformly": uniformly, "by_gradient_among(8)": by_gradient_among(8)}
+    model = SparseLinear(n, n, density)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        {"": model},
+        RigL(None, 0.3, grow=rules.get(name, by_gradient)),
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(batch, n)).square().sum().backward()
+        optimizer.step()
+    if name == "dense gradient, topk":
+        optimizer = None
+        operands = torch.randn(batch, n), torch.randn(batch, n)
+        before, start = peak(), time.perf_counter()
+        gradient = (operands[0].t() @ operands[1]).flatten()
+        gradient[model.flat()] = 0
+        gradient.abs_().topk(int(0.3 * model.nnz))
+    else:
+        before, start = peak(), time.perf_counter()
+        optimizer.evolve()
+    return (peak() - before) / 1024, time.perf_counter() - start
+
+
 def roofline(results: list[dict]) -> Table:
     """How near to the machine's peaks the products come: 6 operations a connection and batch entry."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
@@ -321,6 +364,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.01])
     parser.add_argument("--evolved", type=int, nargs="+", default=[1024, 3200, 10_240], help="sizes, density 0.1")
+    parser.add_argument("--grown", type=float, nargs=2, default=[8192, 0.01], metavar=("N", "DENSITY"))
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--fit", action="store_true", help="fit the model that plan() uses, and nothing else")
     options = parser.parse_args()
@@ -346,6 +390,8 @@ def main() -> None:
         console.print(whole_steps(options.seconds))
     if "evolution" in options.only:
         console.print(evolution(options.evolved, options.seconds))
+    if "growth" in options.only:
+        console.print(growth(int(options.grown[0]), options.grown[1]))
     if "memory" in options.only:
         console.print(memory())
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,7 +18,7 @@ from sparsify.topology import Shape, connection_count, index_dtype
 FULL = "its density is 1"
 """The reason of a layer whose share of the density reaches all its places."""
 
-HEADER = ("layer", "shape", "density", "connections", "bytes", "if dense", "speed", "")
+HEADER = ("layer", "shape", "density", "connections", "bytes", "if dense", "speed", "dead", "")
 
 Density = float | Mapping[str, float] | Callable[[Shape], float]
 
@@ -35,6 +36,9 @@ class LayerReport:
     reason: why it is left dense; None where it is sparse.
     speed_up: how many times faster than dense it is expected to train, on this CPU at batch 128 (a model fitted to
         measurements: `sparsify.cost`); below 1 it is slower. None where it is left dense.
+    without_inputs: output units that no connection reaches: they are constant.
+    without_outputs: input units that no connection leaves: what they compute is lost. Both None where there is no
+        topology yet, and where it is dense.
     """
 
     name: str
@@ -45,6 +49,8 @@ class LayerReport:
     dense_bytes: int
     reason: str | None
     speed_up: float | None = None
+    without_inputs: int | None = None
+    without_outputs: int | None = None
 
     @property
     def density(self) -> float:
@@ -80,9 +86,9 @@ class Report:
         )
         rows = [HEADER, *map(_cells, self.layers), _cells(total)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = [[cell.rjust(width) for cell, width in zip(row[2:7], widths[2:], strict=False)] for row in rows]
+        aligned = [[cell.rjust(width) for cell, width in zip(row[2:8], widths[2:], strict=False)] for row in rows]
         lines = [
-            [row[0].ljust(widths[0]), row[1].ljust(widths[1]), *numbers, row[7]]
+            [row[0].ljust(widths[0]), row[1].ljust(widths[1]), *numbers, row[8]]
             for row, numbers in zip(rows, aligned, strict=True)
         ]
         return "\n".join("  ".join(line).rstrip() for line in lines)
@@ -125,7 +131,8 @@ def plan(
 
 
 def summary(model: nn.Module) -> Report:
-    """Tell what `model` is now: each layer's shape, density, connections and bytes.
+    """Tell what `model` is now: each layer's shape, density, connections, bytes and dead units (in the table: units
+    without inputs + units without outputs).
 
     Returns:
         a Report; `print` it for a table.
@@ -190,7 +197,8 @@ def _report(model: nn.Module, reason_of: Callable[[str], str | None], nnz_of: Ca
             dense_bytes = module.out_features * module.in_features * size
             held = module.nnz * size + index_bytes(module.nnz, module.shape)
             faster = speed_up(module.shape, module.nnz)
-            rows.append(LayerReport(name, kind, module.shape, module.nnz, held, dense_bytes, None, faster))
+            dead = [int((torch.diff(starts) == 0).sum()) for starts in (module.crow, module.ccol)]
+            rows.append(LayerReport(name, kind, module.shape, module.nnz, held, dense_bytes, None, faster, *dead))
             continue
         matrices = [p for p in module._parameters.values() if p is not None and p.dim() >= 2]
         if not matrices and not isinstance(module, nn.Linear):
@@ -219,4 +227,5 @@ def _cells(layer: LayerReport) -> tuple[str, ...]:
     numbers = f"{layer.density:.4g}", f"{layer.nnz:,}", f"{layer.bytes:,}", f"{layer.dense_bytes:,}"
     speed = "" if layer.speed_up is None else f"{layer.speed_up:.1f} x"
     left = f"{layer.kind} left dense: {layer.reason}" if layer.reason else ""
-    return layer.name or "(model)", shape, *numbers, speed, left
+    dead = "" if layer.without_inputs is None else f"{layer.without_inputs:,} + {layer.without_outputs:,}"
+    return layer.name or "(model)", shape, *numbers, speed, dead, left

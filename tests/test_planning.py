@@ -149,3 +149,13 @@ def test_bad_arguments_are_named(arguments, error, message):
 def test_models_that_cannot_be_planned(model, error, message):
     with pytest.raises(error, match=message):
         plan(model, 0.5)
+
+
+def test_summary_counts_dead_units():
+    layer = SparseLinear(4, 3, 2 / 12)
+    layer.rewire(torch.tensor([1, 9]), torch.ones(2), None)  # (0, 1) and (2, 1)
+    [row] = summary(layer).layers
+    assert (row.without_inputs, row.without_outputs) == (1, 3)
+    assert "1 + 3" in str(summary(layer))
+    [planned] = plan(nn.Linear(40, 30), 0.1).layers
+    assert planned.without_inputs is planned.without_outputs is None

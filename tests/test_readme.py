@@ -26,3 +26,16 @@ def test_the_public_names_are_in_the_readme():
     import sparsify
 
     assert [name for name in sparsify.__all__ if f"`{name}" not in README] == []
+
+
+def test_the_algorithm_of_the_readme_evolves():
+    number = next(n for n, snippet in enumerate(SNIPPETS) if "near_the_diagonal" in snippet)
+    namespace = {}
+    for snippet in SNIPPETS[0], SNIPPETS[number]:
+        exec(compile(snippet, "README.md", "exec"), namespace)
+    net, sgd = namespace["net"], namespace["sgd"]
+    for _ in range(200):
+        sgd.zero_grad()
+        net(torch.randn(4, 784)).square().sum().backward()
+        sgd.step()
+    assert sgd.history[-1].grown["0"] > 1000
