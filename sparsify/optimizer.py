@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import wrapt
@@ -13,6 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from sparsify import optimizer_state, topology
 from sparsify.evolution.algorithms import Evolution, Static
 from sparsify.evolution.evolve import evolve
+from sparsify.evolution.progress import Progress, Record
 from sparsify.evolution.rewire import rewire, view
 from sparsify.evolution.view import needs_gradient
 from sparsify.kernels import Recorder
@@ -20,14 +21,8 @@ from sparsify.linear import SparseLinear
 from sparsify.optimizer_state import GrownState
 from sparsify.telemetry import Explored
 
-
-class Record(NamedTuple):
-    """What one evolution did: after which optimizer step, and connections dropped and grown in each layer."""
-
-    step: int
-    drop_fraction: float
-    dropped: dict[str, int]
-    grown: dict[str, int]
+KEPT = ("evolution", "progress", "versions", "fingerprints")
+"""What a copy of a SparseOptimizer takes over as it is."""
 
 
 class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -68,19 +63,17 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_layers = dict(layers)
         self._self_evolution = evolution
         self._self_grown_state = grown_state
-        self._self_seed = torch.initial_seed() if seed is None else seed
-        self._self_step = 0
-        self._self_evolutions = 0
-        self._self_history: list[Record] = []
+        self._self_progress = Progress(
+            seed=torch.initial_seed() if seed is None else seed,
+            counts={name: (layer.nnz, (targets or {}).get(name, layer.nnz)) for name, layer in layers.items()},
+            explored={name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()},
+            due=evolution.due(1),
+        )
         # The topology that the optimizer's buffers belong to: a layer's version, and after loading a fingerprint.
         self._self_versions = {name: layer.topology_version for name, layer in layers.items()}
         self._self_fingerprints: dict[str, str] = {}
-        # Connections of each layer at first and in the end.
-        self._self_counts = {name: (layer.nnz, (targets or {}).get(name, layer.nnz)) for name, layer in layers.items()}
-        self._self_explored = {name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()}
         self._self_depth = 0
         self._self_recorders: dict[str, Recorder] = {}
-        self._self_due = evolution.due(1)
         self._watch()
         with ExitStack() as undo:
             undo.callback(optimizer.register_step_pre_hook(self._before_step).remove)
@@ -95,12 +88,12 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     @property
     def history(self) -> list[Record]:
         """One record for each evolution so far."""
-        return self._self_history
+        return self._self_progress.history
 
     @property
     def explored(self) -> dict[str, float]:
         """The share of each layer's places that were ever active, an estimate (see `telemetry.Explored`)."""
-        return {name: explored.share for name, explored in self._self_explored.items()}
+        return {name: explored.share for name, explored in self._self_progress.explored.items()}
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Step the wrapped optimizer; evolution follows where it is due."""
@@ -123,50 +116,33 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         layers = self._self_layers
         if needs_gradient(algorithm.drop) or needs_gradient(algorithm.grow):
             layers = {name: layer for name, layer in layers.items() if layer.values.grad is not None}
-            if not layers and not self._self_due:
+            if not layers and not self._self_progress.due:
                 raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
         return self._evolve(layers)
 
     def _evolve(self, layers: Mapping[str, SparseLinear]) -> Record:
-        algorithm, step = self._self_evolution, self._self_step
+        algorithm, progress = self._self_evolution, self._self_progress
         views, surplus = [], []
         for name, layer in layers.items():
             optimizer_state.check_elementwise(self.__wrapped__, layer.values, name)
-            generator = topology.generator(self._self_seed, "evolution", self._self_evolutions, name)
+            generator = topology.generator(progress.seed, "evolution", progress.evolutions, name)
             recorder = self._self_recorders.get(name)
             views.append(view(name, layer, generator, recorder.passes if recorder else ()))
-            surplus.append(layer.nnz - self._scheduled(name))
-        fraction = algorithm.fraction(step)
+            surplus.append(progress.surplus(algorithm, name, layer.nnz))
+        fraction = algorithm.fraction(progress.step)
         updates = evolve(algorithm, views, surplus, fraction) if views else []
         grown = [
             algorithm.grown_values(update.grown, seen.shape, len(update.flat), seen.generator)
             for update, seen in zip(updates, views, strict=True)
         ]
-        for seen, update, values in zip(views, updates, grown, strict=True):
-            layer = layers[seen.name]
+        for (name, layer), update, values in zip(layers.items(), updates, grown, strict=True):
             rewire(layer, update, values, self.__wrapped__, self._self_grown_state)
-            self._self_versions[seen.name] = layer.topology_version
-            self._self_explored[seen.name].add(update.flat[update.origin >= update.old_nnz])
-        names = [seen.name for seen in views]
-        record = Record(
-            step,
-            fraction,
-            dropped={name: u.old_nnz - len(u.flat) + u.grown for name, u in zip(names, updates, strict=True)},
-            grown={name: u.grown for name, u in zip(names, updates, strict=True)},
-        )
-        self._self_history.append(record)
-        self._self_evolutions += 1
-        return record
-
-    def _scheduled(self, name: str) -> int:
-        """Connections that a layer may have now; where nothing is pruned, as many as it has."""
-        if self._self_evolution.surplus is None:
-            return self._self_layers[name].nnz
-        return self._self_evolution.connections(self._self_step, *self._self_counts[name])
+            self._self_versions[name] = layer.topology_version
+        return progress.note(fraction, dict(zip(layers, updates, strict=True)))
 
     def _watch(self) -> None:
         """Keep the operands of the backward passes, where the evolution that comes next needs them."""
-        coming = self._self_due or self._self_evolution.interval is None
+        coming = self._self_progress.due or self._self_evolution.interval is None
         if not (coming and needs_gradient(self._self_evolution.grow)):
             self._self_recorders = {}
         elif not self._self_recorders:
@@ -175,14 +151,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state dict and, under "sparsify", what evolution needs to resume bit for bit."""
         own = {
-            "step": self._self_step,
-            "evolutions": self._self_evolutions,
-            "seed": self._self_seed,
-            "due": self._self_due,
-            "counts": dict(self._self_counts),
+            **self._self_progress.state_dict(),
             "schedules": {name: part.state_dict() for name, part in self._stateful()},
-            "explored": {name: explored.sketch for name, explored in self._self_explored.items()},
-            "history": [record._asdict() for record in self._self_history],
             "topology": {n: topology.fingerprint(layer.crow, layer.col) for n, layer in self._self_layers.items()},
         }
         return {**self.__wrapped__.state_dict(), "sparsify": own}
@@ -199,19 +169,13 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         if set(own["topology"]) != set(self._self_layers):
             theirs, ours = sorted(own["topology"]), sorted(self._self_layers)
             raise ValueError(f"state_dict must be of the sparse layers {ours}, got {theirs}.")
-        history = [Record(**record) for record in own["history"]]
         stateful = dict(self._stateful())
         if set(stateful) != set(own["schedules"]):
             raise ValueError(f"state_dict must hold the state of {sorted(stateful)}, got {sorted(own['schedules'])}.")
         self.__wrapped__.load_state_dict({key: value for key, value in state_dict.items() if key != "sparsify"})
-        self._self_step, self._self_evolutions, self._self_seed = own["step"], own["evolutions"], own["seed"]
-        self._self_history = history
-        self._self_counts = {name: tuple(counts) for name, counts in own["counts"].items()}
-        self._self_due = own["due"]
+        self._self_progress.load_state_dict(own)
         for name, part in stateful.items():
             part.load_state_dict(own["schedules"][name])
-        for name, sketch in own["explored"].items():
-            self._self_explored[name].sketch = sketch
         self._self_fingerprints = dict(own["topology"])
         self._self_versions = {}
         self._self_recorders = {}
@@ -233,12 +197,13 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         found_inf = getattr(self.__wrapped__, "found_inf", None)  # a fused optimizer under GradScaler steps in vain
         if found_inf is not None and found_inf.item():
             return
-        self._self_step += 1
+        progress = self._self_progress
+        progress.step += 1
         for recorder in self._self_recorders.values():
             recorder.stepped()
-        if self._self_due:
+        if progress.due:
             self.evolve()
-        self._self_due = self._self_evolution.due(self._self_step + 1)
+        progress.due = self._self_evolution.due(progress.step + 1)
         self._watch()
 
     def _align(self) -> None:
@@ -257,8 +222,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             self._self_versions[name] = layer.topology_version
 
     def _self_parts(self) -> tuple[Any, ...]:
-        what = "evolution seed step evolutions due counts explored history versions fingerprints"
-        own = {f"_self_{name}": getattr(self, f"_self_{name}") for name in what.split()}
+        own = {f"_self_{name}": getattr(self, f"_self_{name}") for name in KEPT}
         return self.__wrapped__, self._self_layers, self._self_grown_state, own
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseOptimizer":

@@ -1,0 +1,74 @@
+"""Where evolution stands: what a checkpoint must hold beside topologies and buffers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.evolve import Update
+from sparsify.telemetry import Explored
+
+
+class Record(NamedTuple):
+    """What one evolution did: after which optimizer step, and connections dropped and grown in each layer."""
+
+    step: int
+    drop_fraction: float
+    dropped: dict[str, int]
+    grown: dict[str, int]
+
+
+@dataclass
+class Progress:
+    """The state of evolution itself.
+
+    seed: of all its random choices.
+    counts: connections of each layer at first and in the end.
+    explored: which places of each layer were ever active.
+    due: whether evolution comes after the next step.
+    step, evolutions: how many there were.
+    history: a record of each evolution.
+    """
+
+    seed: int
+    counts: dict[str, tuple[int, int]]
+    explored: dict[str, Explored]
+    due: bool
+    step: int = 0
+    evolutions: int = 0
+    history: list[Record] = field(default_factory=list)
+
+    def surplus(self, algorithm: Evolution, name: str, nnz: int) -> int:
+        """How many connections more than its schedule says a layer has; none where nothing is pruned."""
+        return 0 if algorithm.surplus is None else nnz - algorithm.connections(self.step, *self.counts[name])
+
+    def note(self, drop_fraction: float, updates: Mapping[str, Update]) -> Record:
+        """Count one evolution."""
+        for name, update in updates.items():
+            self.explored[name].add(update.flat[update.origin >= update.old_nnz])
+        dropped = {name: u.old_nnz - len(u.flat) + u.grown for name, u in updates.items()}
+        record = Record(self.step, drop_fraction, dropped, {name: u.grown for name, u in updates.items()})
+        self.history.append(record)
+        self.evolutions += 1
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain numbers, lists, dicts and tensors."""
+        return {
+            "step": self.step,
+            "evolutions": self.evolutions,
+            "seed": self.seed,
+            "due": self.due,
+            "counts": dict(self.counts),
+            "explored": {name: explored.sketch for name, explored in self.explored.items()},
+            "history": [record._asdict() for record in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict()` gave."""
+        history = [Record(**record) for record in state["history"]]
+        self.step, self.evolutions, self.seed, self.due = (state[k] for k in ("step", "evolutions", "seed", "due"))
+        self.counts = {name: (first, last) for name, (first, last) in state["counts"].items()}
+        for name, sketch in state["explored"].items():
+            self.explored[name].sketch = sketch.cpu()
+        self.history = history
