@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-EVOLUTION_KEYS = ("interval", "drop_fraction", "grown_values", "grown_state", "until")
+EVOLUTION_KEYS = ("interval", "drop_fraction", "start_density", "grown_values", "grown_state", "until")
 KEYS = ("dataset", "epochs", "batch_size", "optimizer", "lr", "hidden", "density", "seed", *EVOLUTION_KEYS)
 
 
@@ -122,8 +122,10 @@ def main() -> None:
             progress.update()
 
     found = {place: [done[key] for key, _ in runs] for place, runs in wanted.items()}
-    network = "-".join(map(str, [*options.hidden, 10]))
-    title = f"{options.dataset}, {network}, test accuracy after epoch {options.epochs}, {options.seeds} seeds"
+    network = "-".join(map(str, options.hidden))
+    title = (
+        f"{options.dataset}, hidden layers {network}, test accuracy after epoch {options.epochs}, {options.seeds} seeds"
+    )
     print_table(found, title)
     picture = options.out / f"{options.dataset}-algorithms.png"
     plot(found, picture, title)

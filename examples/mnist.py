@@ -41,7 +41,7 @@ class Result(NamedTuple):
     inputs_after: Tensor | None
 
 
-ALGORITHMS = ("static", "SET", "RigL", "GMP", "GraNet", "GraNet-dense")
+ALGORITHMS = ("static", "SET", "RigL", "GMP", "GraNet")
 
 
 def evolution(algorithm: str, steps: int, options: argparse.Namespace) -> Evolution:
@@ -56,7 +56,7 @@ def evolution(algorithm: str, steps: int, options: argparse.Namespace) -> Evolut
         return RigL(options.interval, until=until)
     if algorithm == "GMP":
         return GMP(until * 2 // 3, interval=options.interval)
-    return GraNet(until, interval=options.interval, start_density=1.0 if algorithm == "GraNet-dense" else 0.5)
+    return GraNet(until, interval=options.interval, start_density=options.start_density)
 
 
 def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> Result:
@@ -196,6 +196,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--hidden", type=int, nargs="+", default=[300, 100], metavar="UNITS", help="hidden layers")
     parser.add_argument("--interval", type=int, default=SET().interval, help="optimizer steps between evolutions")
     parser.add_argument("--drop-fraction", type=float, default=0.3, help="share of the connections dropped at each")
+    parser.add_argument("--start-density", type=float, default=0.5, help="of GraNet")
     parser.add_argument("--until", type=float, default=0.75, help="share of the training after which evolution stops")
     parser.add_argument("--grown-values", choices=["zeros", "fan_in_uniform"], default="zeros")
     parser.add_argument("--grown-state", choices=["zero", "mean"], default="zero")

@@ -30,9 +30,12 @@ class Explored:
     def add(self, flat: Tensor) -> None:
         """Count these places too."""
         hashes = _hash(flat.cpu().numpy().astype(np.uint64))
+        kept = self.sketch.numpy().view(np.uint64)
+        if len(kept) == SIZE:
+            hashes = hashes[hashes < kept[-1]]
         if len(hashes) > SIZE:
             hashes = np.partition(hashes, SIZE - 1)[:SIZE]
-        both = np.union1d(self.sketch.numpy().view(np.uint64), hashes)
+        both = np.union1d(kept, hashes)
         self.sketch = torch.from_numpy(both[:SIZE].view(np.int64).copy())
 
     @property

@@ -257,3 +257,16 @@ def test_rigl_grows_where_the_gradient_of_the_step_is_largest():
     scores[before] = -1
     assert grown == scores.topk(30).indices.sort().values.tolist()
     assert optimizer.history[-1].grown == {"": 30}
+
+
+def test_pruning_goes_on_under_torch_compile():
+    model = mlp(20, 30, 5)
+    model, optimizer = sparsify(model, torch.optim.Adam(model.parameters()), 0.2, evolution=GMP(12, interval=3))
+    compiled = torch.compile(model, backend="aot_eager")
+    for _ in range(13):
+        optimizer.zero_grad()
+        compiled(torch.randn(8, 20)).square().sum().backward()
+        optimizer.step()
+    assert sum(layer.nnz for layer in (model[0], model[2])) == 150
+    input = torch.randn(4, 20)
+    assert torch.allclose(compiled(input), model(input))

@@ -155,14 +155,14 @@ class GMP(Evolution):
 class GraNet(Evolution):
     """RigL that begins denser: prunes along a cubic from `start_density` to the target, and evolves all the while.
 
-    The most accurate algorithm here at every density measured, at the price of the first, denser part of training.
+    The most accurate algorithm of those measured for the README, at the price of a denser beginning.
 
     Args:
         until: last optimizer step after which evolution may come; 3/4 of training is good.
         prune_until: optimizer step at which the target is reached; None: two thirds of `until`.
         interval: in optimizer steps.
         drop_fraction: as in `RigL`.
-        start_density: at first; the higher, the more accurate and the more memory.
+        start_density: at first, which is what memory must hold.
         scope: `per_layer` or `across_layers`.
         grow: as in `RigL`.
     Source: Liu et al. 2021, "Sparse training via boosting pruning plasticity with neuroregeneration"
