@@ -132,7 +132,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         fraction = algorithm.fraction(progress.step)
         updates = evolve(algorithm, views, surplus, fraction) if views else []
         grown = [
-            algorithm.grown_values(update.grown, seen.shape, len(update.flat), seen.generator)
+            algorithm.grown_values(len(update.grown), seen.shape, len(update.flat), seen.generator)
             for update, seen in zip(updates, views, strict=True)
         ]
         for (name, layer), update, values in zip(layers.items(), updates, grown, strict=True):

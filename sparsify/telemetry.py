@@ -29,13 +29,14 @@ class Explored:
 
     def add(self, flat: Tensor) -> None:
         """Count these places too."""
-        hashes = _hash(flat.cpu().numpy().astype(np.uint64))
+        hashes = _hash(flat.cpu().numpy().view(np.uint64))
         kept = self.sketch.numpy().view(np.uint64)
         if len(kept) == SIZE:
             hashes = hashes[hashes < kept[-1]]
         if len(hashes) > SIZE:
             hashes = np.partition(hashes, SIZE - 1)[:SIZE]
-        both = np.union1d(kept, hashes)
+        both = np.sort(np.concatenate([kept, hashes]))
+        both = both[np.append(True, both[1:] != both[:-1])] if len(both) else both
         self.sketch = torch.from_numpy(both[:SIZE].view(np.int64).copy())
 
     @property
@@ -55,6 +56,8 @@ class Explored:
 def _hash(numbers: np.ndarray) -> np.ndarray:
     """Sixty-four well-mixed bits of each number (splitmix64); different numbers have different ones."""
     mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    for shift, factor in (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

@@ -20,13 +20,13 @@ class Update(NamedTuple):
     origin: where each of its connections comes from, (new nnz,): below `old_nnz` a survivor's old position, else
         `old_nnz` + the position among the grown.
     old_nnz: connections before.
-    grown: how many are new.
+    grown: the new ones among them, sorted flat indices.
     """
 
     flat: Tensor
     origin: Tensor
     old_nnz: int
-    grown: int
+    grown: Tensor
 
     @property
     def kept(self) -> Tensor:
@@ -76,7 +76,7 @@ def replaced(layer: LayerView, dropped: Tensor, count: int, grow: GrowthRule) ->
         raise ValueError(f"a growth rule must give as many places as it is asked for, {count}, got {len(grown)}.")
     merged, origin = merge(layer.flat, survives, grown)
     _check_topology(merged, grown, layer.shape[0] * layer.shape[1])
-    return Update(merged, origin, len(layer.flat), count)
+    return Update(merged, origin, len(layer.flat), grown)
 
 
 def _checked_score(score: Tensor, layer: LayerView) -> Tensor:

@@ -45,9 +45,10 @@ class Progress:
     def note(self, drop_fraction: float, updates: Mapping[str, Update]) -> Record:
         """Count one evolution."""
         for name, update in updates.items():
-            self.explored[name].add(update.flat[update.origin >= update.old_nnz])
-        dropped = {name: u.old_nnz - len(u.flat) + u.grown for name, u in updates.items()}
-        record = Record(self.step, drop_fraction, dropped, {name: u.grown for name, u in updates.items()})
+            self.explored[name].add(update.grown)
+        grown = {name: len(update.grown) for name, update in updates.items()}
+        dropped = {name: update.old_nnz - len(update.flat) + grown[name] for name, update in updates.items()}
+        record = Record(self.step, drop_fraction, dropped, grown)
         self.history.append(record)
         self.evolutions += 1
         return record
