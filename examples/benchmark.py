@@ -11,7 +11,6 @@ medians and their ratios: absolute times differ between machines and from minute
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -218,8 +217,8 @@ def growth(n: int, density: float, batch: int = 128) -> Table:
 
 
 def _grow_once(name: str, n: int, density: float, batch: int) -> tuple[float, float]:
-    def peak() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def peak() -> int:  # of this process since it began; getrusage would count its parent's too
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
     rules = {"uniformly": uniformly, "by_gradient_among(8)": by_gradient_among(8)}
     model = SparseLinear(n, n, density)
