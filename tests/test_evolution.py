@@ -24,7 +24,16 @@ from sparsify import (
     summary,
     zeros,
 )
-from sparsify.evolution import across_layers, by_gradient, feeding_units, mixed, saliency, uniformly
+from sparsify.evolution import (
+    across_layers,
+    by_gradient,
+    feeding_units,
+    mixed,
+    per_layer,
+    saliency,
+    sparing_units,
+    uniformly,
+)
 from sparsify.evolution.evolve import evolve
 from sparsify.topology import generator, sample
 
@@ -271,3 +280,13 @@ def test_pruning_goes_on_under_torch_compile():
     assert sum(layer.nnz for layer in (model[0], model[2])) == 150
     input = torch.randn(4, 20)
     assert torch.allclose(compiled(input), model(input))
+
+
+@pytest.mark.parametrize("rules", [{"grow": feeding_units()}, {"drop": sparing_units(), "grow": feeding_units()}])
+def test_no_output_unit_stays_without_input(rules):
+    model, _, _ = run(Evolution(3, scope=per_layer, **rules), density=0.03, sizes=(200, 100, 50, 5))
+    counts = [row.without_inputs for row in summary(model).layers if row.without_inputs is not None]
+    assert len(counts) >= 2
+    assert counts == [0] * len(counts)
+    plain, _, _ = run(Evolution(3, scope=per_layer), density=0.03, sizes=(200, 100, 50, 5))
+    assert sum(row.without_inputs or 0 for row in summary(plain).layers) > 0, "the rules had something to do"
