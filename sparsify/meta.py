@@ -62,9 +62,10 @@ def materialize(model: nn.Module, undo: ExitStack) -> dict[int, nn.Parameter]:
         reset = _reset(module)
         assert reset is not None  # `check` has seen to it
         reset()
+    allocated = {id(tensor) for tensor in new.values()}
     for prefix, module in waiting:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and any(tensor is blank for blank in new.values()) and tensor.isnan().any():
+            if id(tensor) in allocated and tensor.isnan().any():
                 raise ValueError(
                     f"{type(module).__name__}.reset_parameters() must initialise {prefix}.{name}, got it left as it "
                     "was allocated. Build the module on a real device."

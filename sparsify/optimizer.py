@@ -112,13 +112,17 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
                 its contract. Nothing is changed.
         """
         self._align()
-        algorithm = self._self_evolution
-        layers = self._self_layers
-        if needs_gradient(algorithm.drop) or needs_gradient(algorithm.grow):
-            layers = {name: layer for name, layer in layers.items() if layer.values.grad is not None}
-            if not layers and not self._self_progress.due:
-                raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
+        layers = self._ready()
+        if not layers:
+            raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
         return self._evolve(layers)
+
+    def _ready(self) -> dict[str, SparseLinear]:
+        """The layers that can evolve: where a rule needs gradients, those that a backward pass reached."""
+        algorithm, layers = self._self_evolution, self._self_layers
+        if needs_gradient(algorithm.drop) or needs_gradient(algorithm.grow):
+            return {name: layer for name, layer in layers.items() if layer.values.grad is not None}
+        return layers
 
     def _evolve(self, layers: Mapping[str, SparseLinear]) -> Record:
         algorithm, progress = self._self_evolution, self._self_progress
@@ -202,7 +206,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         for recorder in self._self_recorders.values():
             recorder.stepped()
         if progress.due:
-            self.evolve()
+            self._evolve(self._ready())
         progress.due = self._self_evolution.due(progress.step + 1)
         self._watch()
 
