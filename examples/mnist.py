@@ -217,7 +217,7 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"mnist.py: {error}")
     options.epochs = options.epochs or (100 if data.name == "digits" else 10)
-    variants = ["dense", "static", options.algorithm] if options.compare else [options.algorithm]
+    variants = list(dict.fromkeys(["dense", "static", options.algorithm])) if options.compare else [options.algorithm]
     results = [train(variant, data, options) for variant in variants]
     print_table(results)
     options.out.mkdir(parents=True, exist_ok=True)
