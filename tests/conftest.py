@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from . import torchvision_on_cpu  # noqa: F401
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 
