@@ -1,6 +1,7 @@
 """Train any PyTorch model truly sparse: `model, optimizer = sparsify(model, optimizer, density=0.1)`."""
 
 from sparsify.api import densify, sparsify
+from sparsify.attention import SparseMultiheadAttention
 from sparsify.distributions import epsilon, erdos_renyi, uniform
 from sparsify.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
 from sparsify.evolution.rewire import trim
@@ -18,6 +19,7 @@ __all__ = [
     "GraNet",
     "RigL",
     "SparseLinear",
+    "SparseMultiheadAttention",
     "SparseOptimizer",
     "Static",
     "coin",

@@ -7,12 +7,14 @@ from typing import Literal, overload
 
 import torch
 from torch import nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
-from sparsify import meta, optimizer_state, topology
+from sparsify import meta, optimizer_state, surgery, topology
+from sparsify.attention import SparseMultiheadAttention
+from sparsify.candidates import find
 from sparsify.distributions import Distribution, erdos_renyi
 from sparsify.evolution import SET, Evolution
-from sparsify.linear import SparseLinear
+from sparsify.linear import SparseLinear, adopt
 from sparsify.optimizer import SparseOptimizer, check_arguments
 from sparsify.optimizer_state import GrownState
 from sparsify.planning import FULL, Density, plan
@@ -97,25 +99,27 @@ def sparsify(
     first = dict(targets)
     if optimizer is not None and evolution.start_density is not None:
         first = _first_counts(model, evolution.start_density, targets, distribution, skip)
-    linears = {name: module for name, module in model.named_modules() if name in targets}
-    meta.check(model, linears.values())
+    candidates = find(model)
+    meta.check(model, {candidates[name].owner for name in targets})
 
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
-    for name, linear in linears.items():
+    for name in targets:
+        owner, linear = candidates[name].owner, candidates[name].linear
         if optimizer is not None:
-            optimizer_state.check_elementwise(optimizer, linear.weight, name)
+            optimizer_state.check_elementwise(optimizer, owner.get_parameter(candidates[name].weight), name)
         generator = topology.generator(seed, "start", name)
         share = first[name] / linear.weight.numel()
         layers[name] = SparseLinear.from_linear(linear, share, start=start, generator=generator)
-    replaced = {linear: layers[name] for name, linear in linears.items()}
+        layers[name].transposed = candidates[name].transposed
+    replaced, pieces = surgery.assemble(candidates, layers)
 
     with ExitStack() as undo:
-        _replace_modules(model, replaced, undo)
+        surgery.replace_modules(model, replaced, undo)
         allocated = meta.materialize(model, undo)
         wrapped = None
         if optimizer is not None:
-            _replace_parameters(optimizer, replaced, allocated, undo)
+            surgery.replace_parameters(optimizer, pieces, allocated, undo)
             wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed, targets=targets)
         undo.pop_all()
     return replaced.get(model, model), wrapped
@@ -129,60 +133,25 @@ def densify(model: nn.Module) -> nn.Module:
     Returns:
         a deep copy of the model, its sparse layers dense.
     """
-    dense = {id(module): module.to_linear() for module in model.modules() if isinstance(module, SparseLinear)}
+    dense: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, SparseMultiheadAttention):
+            dense[id(module)] = module.to_attention()
+        elif isinstance(module, SparseLinear):
+            dense[id(module)] = _conv1d(module) if module.transposed else module.to_linear()
     return copy.deepcopy(model, dense)
 
 
-def _replace_modules(model: nn.Module, replaced: Mapping[nn.Module, SparseLinear], undo: ExitStack) -> None:
-    """Put the sparse layers where the linear ones are, at every place of each in the tree."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is not None and child in replaced:
-                undo.callback(parent._modules.__setitem__, name, child)
-                parent._modules[name] = replaced[child]
-    # The fused inference paths of these two read `linear1.weight` as a dense tensor: switch them off.
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and _has_sparse(module):
-            _set(module, "activation_relu_or_gelu", 0, undo)
-        elif isinstance(module, nn.TransformerEncoder) and _has_sparse(module):
-            _set(module, "use_nested_tensor", False, undo)
+def _conv1d(layer: SparseLinear) -> nn.Module:
+    """A dense Conv1D of Hugging Face's that computes the same as `layer`."""
+    from transformers.pytorch_utils import Conv1D
 
-
-def _replace_parameters(
-    optimizer: Optimizer,
-    replaced: Mapping[nn.Module, SparseLinear],
-    allocated: Mapping[int, nn.Parameter],
-    undo: ExitStack,
-) -> None:
-    """Put `values` where `weight` is in the param groups, and carry the state over at the kept connections.
-
-    `allocated` are the parameters that were on the meta device, by the id of what stood for them.
-    """
-    layers = {id(linear._parameters["weight"]): layer for linear, layer in replaced.items()}
-    new = {**allocated, **{key: layer.values for key, layer in layers.items()}}
-    new |= {id(linear.bias): layer.bias for linear, layer in replaced.items() if layer.bias is not None}
-    if isinstance(optimizer, LBFGS):  # one history for all parameters, in their old sizes
-        undo.callback(optimizer.state.update, dict(optimizer.state))
-        optimizer.state.clear()
-        _set(optimizer, "_numel_cache", None, undo)
-    for group in optimizer.param_groups:
-        for index, parameter in enumerate(group["params"]):
-            if new.get(id(parameter), parameter) is parameter:
-                continue
-            undo.callback(group["params"].__setitem__, index, parameter)
-            group["params"][index] = new[id(parameter)]
-            layer = layers.get(id(parameter))
-            if layer is not None and "param_names" in group:
-                name = group["param_names"][index]
-                undo.callback(group["param_names"].__setitem__, index, name)
-                group["param_names"][index] = name.removesuffix("weight") + "values"
-            if parameter in optimizer.state:
-                if layer is None or parameter.is_meta:
-                    raise ValueError("optimizer must be new where the model is on the meta device, got one with state.")
-                state = optimizer.state.pop(parameter)
-                undo.callback(optimizer.state.__setitem__, parameter, state)
-                undo.callback(optimizer.state.pop, layer.values, None)
-                optimizer.state[layer.values] = optimizer_state.gather(state, layer.shape, layer.flat())
+    linear = layer.to_linear()
+    dense: nn.Module = Conv1D(layer.out_features, layer.in_features)  # type: ignore[no-untyped-call]
+    dense.weight = nn.Parameter(linear.weight.detach().t().contiguous(), linear.weight.requires_grad)
+    dense.bias = linear.bias
+    adopt(dense, layer)
+    return dense
 
 
 def _first_counts(
@@ -194,12 +163,3 @@ def _first_counts(
     if sum(counts.values()) < sum(targets.values()):
         raise ValueError(f"start_density must be at least the density in the end, got {density:g}.")
     return {name: max(count, targets[name]) for name, count in counts.items()}
-
-
-def _has_sparse(module: nn.Module) -> bool:
-    return any(isinstance(child, SparseLinear) for child in module.modules())
-
-
-def _set(owner: object, name: str, value: object, undo: ExitStack) -> None:
-    undo.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, value)

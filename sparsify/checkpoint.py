@@ -49,6 +49,8 @@ def load(
     taken: Collection[str] = (*SPARSE, "weight")
     missing: list[str] = []
     try:
+        if layer.transposed and prefix + "weight" in state_dict:
+            state_dict = {**state_dict, prefix + "weight": state_dict[prefix + "weight"].t()}
         found, missing = read(state_dict, prefix, layer.shape)
         taken = found.keys()
         if not missing:

@@ -9,6 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from sparsify import kernels
+from sparsify.candidates import EVERYTHING, Candidate
 from sparsify.linear import SparseLinear
 
 
@@ -29,28 +30,32 @@ def refuse_model(model: object) -> None:
             )
 
 
-def why_dense(model: nn.Module, linears: Mapping[str, nn.Linear], optimizer: Optimizer | None) -> dict[str, str]:
-    """The reason of each linear layer that cannot be sparse, whatever the density."""
+def why_dense(model: nn.Module, candidates: Mapping[str, Candidate], optimizer: Optimizer | None) -> dict[str, str]:
+    """The reason of each linear map that cannot be sparse, whatever the density."""
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-    attention = {
+    inside = {
         id(part) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()
     }
 
-    def why(linear: nn.Linear) -> str | None:
-        if type(linear).forward is not nn.Linear.forward or "forward" in linear.__dict__:
-            return "it has a forward of its own"
-        if "weight" not in linear._parameters or is_parametrized(linear):
-            return "its weight is computed from others (parametrization, weight norm, pruning)"
+    def why(candidate: Candidate) -> str | None:
+        owner, linear = candidate.owner, candidate.linear
+        if linear is owner:
+            if type(linear).forward is not nn.Linear.forward or "forward" in linear.__dict__:
+                return "it has a forward of its own"
+            if "weight" not in linear._parameters or is_parametrized(linear):
+                return "its weight is computed from others (parametrization, weight norm, pruning)"
+            if id(linear) in inside:
+                return "nn.MultiheadAttention reads its weight directly"
         if linear._parameters.keys() - {"weight", "bias"} or linear._buffers or linear._modules:
             return "it holds more than a weight and a bias"
-        weight = linear.weight
+        weight = owner.get_parameter(candidate.weight)
         if type(weight) is not nn.Parameter:
             return f"its weight is a {type(weight).__name__}"
-        if id(linear) in attention:
-            return "nn.MultiheadAttention reads its weight directly"
         if owners[id(weight)] > 1:
             return "its weight is tied to another module's"
+        if candidate.bias_rows != EVERYTHING and owners[id(getattr(owner, candidate.bias))] > 1:
+            return "its bias is tied to another module's"
         if not weight.requires_grad:
             return "it is frozen"
         if weight._backward_hooks or weight._post_accumulate_grad_hooks:
@@ -63,5 +68,5 @@ def why_dense(model: nn.Module, linears: Mapping[str, nn.Linear], optimizer: Opt
             return "the optimizer does not hold it"
         return None
 
-    found = {name: why(linear) for name, linear in linears.items()}
+    found = {name: why(candidate) for name, candidate in candidates.items()}
     return {name: reason for name, reason in found.items() if reason is not None}

@@ -35,6 +35,8 @@ class SparseLinear(nn.Module):
     Attributes:
         values: Parameter (nnz,), the weights of the connections in row-major order. Always the same object.
         bias: Parameter (out_features,) or None.
+        transposed: whether a dense checkpoint has the weight as (in_features, out_features), as that of Hugging Face's
+            Conv1D, in whose place the layer is then.
 
     Shape:
         input (*, in_features) -> output (*, out_features)
@@ -52,6 +54,7 @@ class SparseLinear(nn.Module):
     ccol: Tensor
     csc_row: Tensor
     csc_order: Tensor
+    transposed: bool = False
 
     def __init__(
         self,
@@ -269,5 +272,5 @@ class SparseLinear(nn.Module):
 
 def adopt(new: nn.Module, old: nn.Module) -> None:
     """Give `new` what hangs on `old` beside its tensors: hooks, train/eval flag, attributes of the user's."""
-    own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "topology_version"}
+    own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "topology_version", "transposed"}
     new.__dict__.update({name: copy.copy(value) for name, value in old.__dict__.items() if name not in own})

@@ -35,29 +35,29 @@ def check(model: nn.Module, replaced: Container[nn.Module]) -> None:
         )
 
 
-def materialize(model: nn.Module, undo: ExitStack) -> dict[int, nn.Parameter]:
+def materialize(model: nn.Module, undo: ExitStack) -> dict[nn.Parameter, nn.Parameter]:
     """Allocate every tensor that is still on the meta device, and let its module initialise it.
 
     Args:
         model: changed in place.
         undo: learns how to take it back.
     Returns:
-        id of each parameter that was replaced -> the new one.
+        each parameter that was replaced -> the new one.
     Raises:
         ValueError: a module's reset_parameters() left a tensor as it was allocated.
     """
-    new: dict[int, Tensor] = {}
+    new: dict[Tensor, Tensor] = {}
     waiting = [(prefix, module) for prefix, module in model.named_modules() if any(_on_meta(module))]
     for _, module in waiting:
         for name, tensor in list(_on_meta(module)):
             home = module._parameters if name in module._parameters else module._buffers
-            if id(tensor) not in new:
+            if tensor not in new:
                 blank = torch.zeros_like(tensor, device=device())
                 blank = blank.fill_(torch.nan) if blank.is_floating_point() else blank
                 parameter = isinstance(tensor, nn.Parameter)
-                new[id(tensor)] = nn.Parameter(blank, tensor.requires_grad) if parameter else blank
+                new[tensor] = nn.Parameter(blank, tensor.requires_grad) if parameter else blank
             undo.callback(home.__setitem__, name, tensor)
-            home[name] = new[id(tensor)]
+            home[name] = new[tensor]
     for _, module in reversed(waiting):  # children first: a parent may set what is theirs
         reset = _reset(module)
         assert reset is not None  # `check` has seen to it
@@ -70,7 +70,9 @@ def materialize(model: nn.Module, undo: ExitStack) -> dict[int, nn.Parameter]:
                     f"{type(module).__name__}.reset_parameters() must initialise {prefix}.{name}, got it left as it "
                     "was allocated. Build the module on a real device."
                 )
-    return {key: tensor for key, tensor in new.items() if isinstance(tensor, nn.Parameter)}
+    return {
+        old: tensor for old, tensor in new.items() if isinstance(old, nn.Parameter) and isinstance(tensor, nn.Parameter)
+    }
 
 
 def _on_meta(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

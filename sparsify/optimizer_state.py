@@ -1,5 +1,7 @@
 """Moves and resets elementwise optimizer buffers: those of a weight's shape, one entry for each connection."""
 
+import copy
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -7,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import ASGD, LBFGS, Adagrad, Optimizer, Rprop
 
 from sparsify.evolution.evolve import Update
-from sparsify.topology import Shape
 
 GrownState = Literal["zero", "mean"]
 
@@ -52,10 +53,10 @@ def check_elementwise(optimizer: Optimizer, parameter: Tensor, layer: str) -> No
                 )
 
 
-def gather(state: dict[str, Any], shape: Shape, flat: Tensor) -> dict[str, Any]:
-    """The state of a dense weight of `shape`, at the connections `flat`."""
+def part(state: dict[str, Any], shape: torch.Size, take: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """The state of a part of a parameter of `shape`: `take` gives its part of each elementwise buffer."""
     return {
-        key: buffer.flatten()[flat] if isinstance(buffer, Tensor) and tuple(buffer.shape) == shape else buffer
+        key: take(buffer) if isinstance(buffer, Tensor) and buffer.shape == shape else copy.deepcopy(buffer)
         for key, buffer in state.items()
     }
 

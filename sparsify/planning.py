@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from sparsify.attention import SparseMultiheadAttention
+from sparsify.candidates import Candidate, find
 from sparsify.cost import speed_up
 from sparsify.distributions import Distribution, check_density, erdos_renyi
 from sparsify.eligibility import refuse_model, why_dense
@@ -113,21 +115,21 @@ def plan(
         ValueError, TypeError: as `sparsify`.
     """
     refuse_model(model)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    candidates = find(model)
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    _check_globs("skip", skip, linears)
-    reasons = why_dense(model, linears, optimizer)
-    for name in linears:
+    _check_globs("skip", skip, candidates)
+    reasons = why_dense(model, candidates, optimizer)
+    for name in candidates:
         if any(names(glob, name) for glob in skip):
             reasons.setdefault(name, "skip names it")
-    eligible = {n: (m.out_features, m.in_features) for n, m in linears.items() if n not in reasons}
-    counts = _connections(density, eligible, distribution, linears)
+    eligible = {name: candidate.shape for name, candidate in candidates.items() if name not in reasons}
+    counts = _connections(density, eligible, distribution, candidates)
     for name, shape in eligible.items():
         if name not in counts:
             reasons[name] = "no glob of density names it"
         elif counts[name] == shape[0] * shape[1]:
             reasons[name] = FULL
-    return _report(model, reasons.get, counts.__getitem__)
+    return _report(model, candidates, reasons.get, counts.__getitem__)
 
 
 def summary(model: nn.Module) -> Report:
@@ -137,7 +139,9 @@ def summary(model: nn.Module) -> Report:
     Returns:
         a Report; `print` it for a table.
     """
-    return _report(model, lambda name: "it is an ordinary nn.Linear", lambda name: 0)
+    candidates = find(model)
+    kinds = {name: type(candidate.owner).__name__ for name, candidate in candidates.items()}
+    return _report(model, candidates, lambda name: f"it is an ordinary {kinds[name]}", lambda name: 0)
 
 
 def names(glob: str, name: str) -> bool:
@@ -184,37 +188,57 @@ def _check_globs(argument: str, globs: Sequence[str], layers: Iterable[str]) -> 
         if not isinstance(glob, str):
             raise TypeError(f"{argument} must hold module-name globs, got {glob!r}.")
         if not any(names(glob, name) for name in layers):
-            raise ValueError(f"{argument} must name nn.Linear layers, got {glob!r}, which names none of {layers}.")
+            raise ValueError(f"{argument} must name linear layers, got {glob!r}, which names none of {layers}.")
 
 
-def _report(model: nn.Module, reason_of: Callable[[str], str | None], nnz_of: Callable[[str], int]) -> Report:
-    """One row for each module that holds a weight matrix."""
+def _report(
+    model: nn.Module,
+    candidates: Mapping[str, Candidate],
+    reason_of: Callable[[str], str | None],
+    nnz_of: Callable[[str], int],
+) -> Report:
+    """One row for each weight matrix: what is sparse, what can be, and what cannot."""
     rows = []
+    inside = {id(part) for candidate in candidates.values() for part in candidate.owner.modules()}
     for name, module in model.named_modules():
-        kind = type(module).__name__
+        own = {key: c for key, c in candidates.items() if c.owner is module}
         if isinstance(module, SparseLinear):
-            size = module.values.element_size()
-            dense_bytes = module.out_features * module.in_features * size
-            held = module.nnz * size + index_bytes(module.nnz, module.shape)
-            faster = speed_up(module.shape, module.nnz)
-            dead = [int((torch.diff(starts) == 0).sum()) for starts in (module.crow, module.ccol)]
-            rows.append(LayerReport(name, kind, module.shape, module.nnz, held, dense_bytes, None, faster, *dead))
-            continue
-        matrices = [p for p in module._parameters.values() if p is not None and p.dim() >= 2]
-        if not matrices and not isinstance(module, nn.Linear):
-            continue
-        weight = max(matrices, key=lambda p: p.numel()) if matrices else module.weight
-        size, shape = weight.element_size(), tuple(weight.shape)
-        reason = reason_of(name) if isinstance(module, nn.Linear) else "only nn.Linear becomes sparse"
-        dense_bytes = sum(p.numel() for p in matrices) * size or weight.numel() * size
-        if reason is not None:
-            rows.append(LayerReport(name, kind, shape, weight.numel(), dense_bytes, dense_bytes, reason))
-            continue
-        nnz = nnz_of(name)
-        held = nnz * size + index_bytes(nnz, (shape[0], shape[1]))
-        faster = speed_up((shape[0], shape[1]), nnz)
-        rows.append(LayerReport(name, kind, shape, nnz, held, dense_bytes, None, faster))
+            rows.append(_sparse_row(name, module))
+        elif own:
+            rows += [_row(key, c, reason_of(key), nnz_of) for key, c in own.items()]
+        elif id(module) not in inside and not isinstance(module, SparseMultiheadAttention):
+            rows += _other_rows(name, module)
     return Report(tuple(rows))
+
+
+def _sparse_row(name: str, layer: SparseLinear) -> LayerReport:
+    size = layer.values.element_size()
+    held = layer.nnz * size + index_bytes(layer.nnz, layer.shape)
+    dense_bytes = layer.out_features * layer.in_features * size
+    dead = [int((torch.diff(starts) == 0).sum()) for starts in (layer.crow, layer.ccol)]
+    faster = speed_up(layer.shape, layer.nnz)
+    return LayerReport(name, type(layer).__name__, layer.shape, layer.nnz, held, dense_bytes, None, faster, *dead)
+
+
+def _row(name: str, candidate: Candidate, reason: str | None, nnz_of: Callable[[str], int]) -> LayerReport:
+    kind, shape, size = type(candidate.owner).__name__, candidate.shape, candidate.linear.weight.element_size()
+    places = shape[0] * shape[1]
+    if reason is not None:
+        return LayerReport(name, kind, shape, places, places * size, places * size, reason)
+    nnz = nnz_of(name)
+    held = nnz * size + index_bytes(nnz, shape)
+    return LayerReport(name, kind, shape, nnz, held, places * size, None, speed_up(shape, nnz))
+
+
+def _other_rows(name: str, module: nn.Module) -> list[LayerReport]:
+    """The row of a module that holds weight matrices of another kind."""
+    matrices = [p for p in module._parameters.values() if p is not None and p.dim() >= 2]
+    if not matrices:
+        return []
+    weight = max(matrices, key=lambda p: p.numel())
+    held = sum(p.numel() * p.element_size() for p in matrices)
+    reason = "only linear layers become sparse"
+    return [LayerReport(name, type(module).__name__, tuple(weight.shape), weight.numel(), held, held, reason)]
 
 
 def index_bytes(nnz: int, shape: Shape) -> int:
