@@ -7,6 +7,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from sparsify.linear import adopt
+
 EVERYTHING = slice(None)
 
 
@@ -68,6 +70,7 @@ def of(module: nn.Module) -> Iterator[Candidate]:
         weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
         conv1d = Candidate(module, nn.Linear(weight.shape[0], weight.shape[1], device="meta"), transposed=True)
         conv1d.linear.weight, conv1d.linear.bias = _view(weight, conv1d.of_weight), bias
+        adopt(conv1d.linear, module)
         yield conv1d
 
 
