@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparsify import topology
+from sparsify import averaging, topology
 from sparsify.topology import Shape
 
 if TYPE_CHECKING:
@@ -65,10 +65,11 @@ def _take(layer: "SparseLinear", found: dict[str, Tensor]) -> None:
     """Take over a checked weight: a dense one at the layer's topology, a sparse one with its own."""
     if "weight" in found:
         layer.values.copy_(found["weight"].flatten()[layer.flat().to(found["weight"].device)])
-        return
-    device = layer.values.device
-    flat = topology.from_csr(found["crow"].to(device), found["col"].to(device), layer.shape)
-    if torch.equal(flat, layer.flat()):
-        layer.values.copy_(found["values"])
     else:
-        layer.rewire(flat, found["values"].to(layer.values, copy=True), None)
+        device = layer.values.device
+        flat = topology.from_csr(found["crow"].to(device), found["col"].to(device), layer.shape)
+        if torch.equal(flat, layer.flat()):
+            layer.values.copy_(found["values"])
+        else:
+            layer.rewire(flat, found["values"].to(layer.values, copy=True), None)
+    averaging.loaded(layer)

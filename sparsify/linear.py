@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_sparse import SparseStorage, SparseTensor
 
-from sparsify import checkpoint, kernels, meta, topology
+from sparsify import averaging, checkpoint, kernels, meta, topology
 from sparsify.distributions import check_density
 from sparsify.initialization import drawn_generator, fan_in_uniform
 from sparsify.topology import Indices, Shape
@@ -153,6 +153,12 @@ class SparseLinear(nn.Module):
             layer.bias.requires_grad_(linear.bias.requires_grad)
         adopt(layer, linear)
         return layer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
+        averaging.copied(self, new)
+        return new
 
     @property
     def weight(self) -> SparseTensor:

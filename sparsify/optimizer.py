@@ -10,7 +10,7 @@ import torch
 import wrapt
 from torch.optim import LBFGS, Optimizer
 
-from sparsify import optimizer_state, topology
+from sparsify import averaging, optimizer_state, topology
 from sparsify.evolution.algorithms import Evolution, Static
 from sparsify.evolution.evolve import evolve
 from sparsify.evolution.progress import Progress, Record
@@ -59,6 +59,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         for name, layer in layers.items():
             if id(layer.values) not in held:
                 raise ValueError(f"optimizer must hold the values of every sparse layer, got none of layer {name!r}.")
+            averaging.trained(layer)
         super().__init__(optimizer)
         self._self_layers = dict(layers)
         self._self_evolution = evolution
@@ -127,6 +128,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def _evolve(self, layers: Mapping[str, SparseLinear]) -> Record:
         algorithm, progress = self._self_evolution, self._self_progress
         views, surplus = [], []
+        averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
         for name, layer in layers.items():
             optimizer_state.check_elementwise(self.__wrapped__, layer.values, name)
             generator = topology.generator(progress.seed, "evolution", progress.evolutions, name)
@@ -141,6 +143,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         ]
         for (name, layer), update, values in zip(layers.items(), updates, grown, strict=True):
             rewire(layer, update, values, self.__wrapped__, self._self_grown_state)
+            for average in averages[name]:
+                rewire(average, update, values)
             self._self_versions[name] = layer.topology_version
         return progress.note(fraction, dict(zip(layers, updates, strict=True)))
 
@@ -213,6 +217,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def _align(self) -> None:
         """Start optimizer state afresh where a layer's topology was replaced under it (`load_state_dict`, `trim`)."""
         for name, layer in self._self_layers.items():
+            averaging.check(name, layer)
             if self._self_versions.get(name) == layer.topology_version:
                 continue
             expected = self._self_fingerprints.pop(name, None)

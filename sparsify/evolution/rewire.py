@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsify import optimizer_state, topology
+from sparsify import averaging, optimizer_state, topology
 from sparsify.evolution.algorithms import check_fraction
 from sparsify.evolution.drop import magnitude
 from sparsify.evolution.evolve import Update, replaced
@@ -53,10 +53,13 @@ def trim(model: nn.Module, drop_fraction: float) -> nn.Module:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     if not layers:
         raise ValueError("model must hold a SparseLinear, got none. Make it sparse first: sparsify(model, ...).")
+    averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
     for name, layer in layers.items():
         seen = view(name, layer, topology.generator())
         dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
-        rewire(layer, replaced(seen, dropped, 0, uniformly), seen.values[:0])
+        update = replaced(seen, dropped, 0, uniformly)
+        for trimmed in (layer, *averages[name]):
+            rewire(trimmed, update, seen.values[:0])
     return model
 
 

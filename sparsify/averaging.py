@@ -1,0 +1,103 @@
+"""Copies of a layer whose values are averaged (SWA, EMA, mean teachers): they evolve with it.
+
+An average is elementwise, so it is right as long as both layers have one topology. A deep copy that something else than
+training or loading has written to is taken for an average: when its original evolves it evolves alike, and keeps what
+was averaged of the connections that survive. A copy that nothing has written to is a snapshot and stays as it is; if an
+average is begun in it later, of other connections than its own, that is refused.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sparsify.linear import SparseLinear
+
+
+@dataclass
+class _Copy:
+    """What is known of a copy.
+
+    digest: of its values when they were copied or loaded, while it is a snapshot; None for an average.
+    left_at: the version of its values when its original evolved without it.
+    """
+
+    digest: bytes | None
+    left_at: int | None = None
+
+
+_copies: "WeakKeyDictionary[SparseLinear, WeakKeyDictionary[SparseLinear, _Copy]]" = WeakKeyDictionary()
+"""original -> its copies that are alive and not trained themselves."""
+
+
+def copied(original: "SparseLinear", copy: "SparseLinear") -> None:
+    """`copy` is a deep copy of `original`."""
+    _copies.setdefault(original, WeakKeyDictionary())[copy] = _Copy(_digest(copy.values))
+    if copy.values.requires_grad:
+        copy.values.register_post_accumulate_grad_hook(partial(_trained, ref(copy)))  # type: ignore[no-untyped-call]
+
+
+def loaded(layer: "SparseLinear") -> None:
+    """The values of `layer` come from a checkpoint: if it is a copy, it is a snapshot now."""
+    for copies in _copies.values():
+        if layer in copies:
+            copies[layer] = _Copy(_digest(layer.values))
+
+
+def trained(layer: "SparseLinear") -> None:
+    """`layer` is trained for itself: it follows no other."""
+    for copies in _copies.values():
+        copies.pop(layer, None)
+
+
+def check(name: str, layer: "SparseLinear") -> None:
+    """Raise RuntimeError if an average has begun in a copy that `layer` had left behind, and it is no whole copy."""
+    for copy, known in _copies.get(layer, {}).items():
+        if known.left_at is not None and copy.values._version != known.left_at:
+            if not (_same_topology(layer, copy) and torch.equal(layer.values, copy.values)):
+                raise _mixed(name)
+            known.digest = known.left_at = None
+
+
+def averages(name: str, layer: "SparseLinear") -> list["SparseLinear"]:
+    """The copies that have to evolve with `layer`, which is about to; the others are left behind.
+
+    Raises:
+        RuntimeError: a copy holds averages of other connections than its own.
+    """
+    found = []
+    for copy, known in _copies.get(layer, {}).items():
+        if known.digest is not None and known.digest == _digest(copy.values):
+            known.left_at = copy.values._version
+        elif known.left_at is not None or not _same_topology(layer, copy):
+            raise _mixed(name)
+        else:
+            known.digest = None
+            found.append(copy)
+    return found
+
+
+def _trained(copy: "ReferenceType[SparseLinear]", _: Tensor) -> None:
+    layer = copy()
+    if layer is not None:
+        trained(layer)
+
+
+def _same_topology(one: "SparseLinear", other: "SparseLinear") -> bool:
+    return torch.equal(one.crow, other.crow) and torch.equal(one.col, other.col)
+
+
+def _mixed(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"an average must be of the same connections, got a copy of layer {name!r} that averages weights across an "
+        "evolution. Copy the model anew (copy.deepcopy, AveragedModel) when averaging begins."
+    )
+
+
+def _digest(values: Tensor) -> bytes:
+    return hashlib.blake2b(values.detach().cpu().contiguous().view(torch.uint8).numpy().data).digest()
