@@ -1,4 +1,4 @@
-"""Lightning: the LightningModule sparsifies in `__init__`, before a checkpoint is loaded, and hands out the optimizer."""
+"""Lightning: the module sparsifies in `__init__`, so that its layers are sparse when a checkpoint's weights come."""
 
 import lightning
 import pytest
@@ -12,18 +12,15 @@ from sparsify import SET, GraNet, sparsify
 
 from .conftest import assert_same
 
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings(r"ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings(r"ignore:Checkpoint directory .* exists and is not empty"),  # what resuming means
+]
+
 ACCUMULATED, CLIP = 4, 0.5
-STEPS_PER_EPOCH = 3  # ten batches: four, four and the two that are left
+EPOCHS, STEPS_PER_EPOCH = 3, 3  # ten batches: four, four and the two that are left
 EVOLUTIONS = {"SET": SET(2), "GraNet": GraNet(until=8, prune_until=6, interval=2, start_density=0.8)}
-
-
-def dataset():
-    inputs = torch.randn(80, 12, generator=torch.Generator().manual_seed(7))
-    return TensorDataset(inputs, inputs[:, :4].argmax(1))
-
-
-def annealed(optimizer):
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3 * STEPS_PER_EPOCH)
 
 
 def network(seed):
@@ -31,14 +28,27 @@ def network(seed):
     return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4))
 
 
-class Classifier(lightning.LightningModule):
+def sparse_pair(seed, evolution=EVOLUTIONS["SET"]):
+    model = network(seed)
+    return sparsify(model, torch.optim.AdamW(model.parameters(), lr=0.01), density=0.3, evolution=evolution)
+
+
+def annealed(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS * STEPS_PER_EPOCH)
+
+
+def loader():
+    inputs = torch.randn(80, 12, generator=torch.Generator().manual_seed(7))
+    data = TensorDataset(inputs, inputs[:, :4].argmax(1))
+    return DataLoader(data, batch_size=8, sampler=DistributedSampler(data, 1, 0))  # shuffles by epoch
+
+
+class Automatic(lightning.LightningModule):
     """What a user of Lightning writes."""
 
     def __init__(self, seed=1, evolution=EVOLUTIONS["SET"]):
         super().__init__()
-        self.model = network(seed)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
-        self.model, self.optimizer = sparsify(self.model, optimizer, density=0.3, evolution=evolution)
+        self.model, self.optimizer = sparse_pair(seed, evolution)
 
     def training_step(self, batch, batch_idx):
         inputs, labels = batch
@@ -49,9 +59,11 @@ class Classifier(lightning.LightningModule):
         return {"optimizer": self.optimizer, "lr_scheduler": scheduler}
 
 
-class Manual(Classifier):
-    def __init__(self, *args):
-        super().__init__(*args)
+class Manual(Automatic):
+    """The same by manual optimisation."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.automatic_optimization = False
 
     def training_step(self, batch, batch_idx):
@@ -64,28 +76,60 @@ class Manual(Classifier):
             optimizer.zero_grad()
 
 
-def loader():
-    data = dataset()
-    return DataLoader(data, batch_size=8, sampler=DistributedSampler(data, 1, 0))
-
-def fit(module, folder, epochs=3, ckpt_path=None, **options):
+def fit(module, folder, ckpt_path=None, **options):
     if module.automatic_optimization:
-        options = {"accumulate_grad_batches": ACCUMULATED, "gradient_clip_val": CLIP, **options}
+        options |= {"accumulate_grad_batches": ACCUMULATED, "gradient_clip_val": CLIP}
     trainer = lightning.Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)], **options)
-    trainer.fit(module, loader(), ckpt_path=ckpt_path)
-    return module.state_dict(), module.optimizer.state_dict(), module.trainer.lr_scheduler_configs[0].scheduler.state_dict()
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, loader(), ckpt_path=ckpt_path, weights_only=True)
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    return module.model.state_dict(), module.optimizer.state_dict(), scheduler.state_dict()
 
-def test_x(tmp_path):
-    a = fit(Classifier(), tmp_path / "a")
-    import os; print(os.listdir(tmp_path/"a"))
-    m = Classifier(2)
-    b = fit(m, tmp_path / "b", ckpt_path=tmp_path / "a/epoch=0.ckpt")
-    print([r.step for r in m.optimizer.history])
-    assert_same(a, b)
-    c = fit(Manual(), tmp_path / "c")
-    m = Manual(2)
-    d = fit(m, tmp_path / "d", ckpt_path=tmp_path / "c/epoch=0.ckpt")
-    assert_same(c, d)
-    assert_same(c, a)
+
+@pytest.mark.parametrize("kind", [Automatic, Manual])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_trains_as_the_plain_loop_does_with_accumulation_clipping_and_scheduler(kind, precision, tmp_path):
+    trained = fit(kind(1), tmp_path, precision=precision)
+
+    model, optimizer = sparse_pair(1)
+    scheduler = annealed(optimizer)
+    batches = loader()
+    for epoch in range(EPOCHS):
+        batches.sampler.set_epoch(epoch)
+        for number, (inputs, labels) in enumerate(batches, 1):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                loss = F.cross_entropy(model(inputs).float(), labels)
+            (loss / ACCUMULATED).backward()
+            if number % ACCUMULATED == 0 or number == len(batches):
+                nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+    assert [record.step for record in optimizer.history] == [2, 4, 6, 8]
+    assert_same(trained[:2], (model.state_dict(), optimizer.state_dict()))
+    assert trained[2]["_last_lr"] == scheduler.get_last_lr()
+
+
+@pytest.mark.parametrize("kind", [Automatic, Manual])
+@pytest.mark.parametrize("evolution", EVOLUTIONS.values(), ids=EVOLUTIONS)
+def test_training_resumed_from_a_model_checkpoint_is_bit_exact(kind, evolution, tmp_path):
+    straight = fit(kind(1, evolution), tmp_path)
+    module = kind(2, evolution)
+    resumed = fit(module, tmp_path, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert module.trainer.global_step == 9
+    assert [record.step for record in module.optimizer.history] == [2, 4, 6, 8]
+    assert_same(resumed, straight)
+
+
+def test_load_from_checkpoint_takes_over_the_topology(tmp_path):
+    module = Automatic(1)
+    trained, _, _ = fit(module, tmp_path)
+    loaded = Automatic.load_from_checkpoint(tmp_path / "epoch=2.ckpt", seed=2)
+    assert_same(loaded.model.state_dict(), trained)
