@@ -7,7 +7,7 @@ load beside a CPU build of torch, and importing it raises because two of them ar
 import torch
 
 try:
-    import torchvision  # noqa: F401
+    import torchvision
 except RuntimeError:
     for name in "nms", "qnms":
         torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
