@@ -19,8 +19,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from sparsify import GraNet, sparsify
 
-from . import torchvision_on_cpu  # noqa: F401
-
 EPOCHS, BATCHES, BATCH_SIZE = 4, 6, 8
 STEPS = EPOCHS * BATCHES
 EVOLUTION = GraNet(until=22, prune_until=18, interval=2, start_density=0.8)
@@ -102,6 +100,7 @@ def accelerate(folder):
 
 
 def lightning(folder):
+    from . import torchvision_on_cpu  # noqa: F401, I001
     from lightning import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -145,6 +144,7 @@ def lightning(folder):
 
 
 def trainer(folder):
+    from . import torchvision_on_cpu  # noqa: F401, I001
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 

@@ -80,14 +80,15 @@ class Program:
         return self.model.state_dict(), self.optimizer.state_dict(), self.scheduler.state_dict()
 
 
+@pytest.mark.parametrize("evolution", EVOLUTIONS.values(), ids=EVOLUTIONS)
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_trains_as_the_plain_loop_does_with_accumulation_clipping_and_scheduler(mixed_precision):
-    program = Program(1, shuffle=False, mixed_precision=mixed_precision)
+def test_trains_as_the_plain_loop_does_with_accumulation_clipping_and_scheduler(evolution, mixed_precision):
+    program = Program(1, evolution, shuffle=False, mixed_precision=mixed_precision)
     for epoch in range(3):
         program.train(epoch)
     trained = program.state()
 
-    model, optimizer = sparse_pair(1)
+    model, optimizer = sparse_pair(1, evolution)
     scheduler = annealed(optimizer)
     batches = DataLoader(dataset(), batch_size=8, generator=torch.Generator())
     for _ in range(3):

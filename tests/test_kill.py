@@ -1,4 +1,4 @@
-"""`kill -9` between two checkpoints, then the same command line again: as if nothing had happened, under every trainer."""
+"""`kill -9` between two checkpoints, then the same command again: as if nothing had happened, under every trainer."""
 
 import os
 import signal
@@ -16,10 +16,16 @@ ROOT = Path(__file__).parent.parent
 KILL_AT = 16
 
 
-def run(program, folder, **environment):
+def start(program, folder, **environment):
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tests.resumable_programs", program, str(folder)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
+
+
+def assert_ends(process, status):
+    _, errors = process.communicate()
+    assert process.returncode == status, errors
 
 
 def final(folder):
@@ -29,13 +35,12 @@ def final(folder):
 @pytest.mark.parametrize(("program", "saved"), [("plain", 12), ("accelerate", 12), ("lightning", 12), ("trainer", 15)])
 def test_a_killed_run_started_again_ends_bit_for_bit_as_one_that_was_never_killed(program, saved, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    never_killed = run(program, straight)
-    assert never_killed.returncode == 0, never_killed.stderr
-    killed = run(program, broken, KILL_AT=str(KILL_AT))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with start(program, straight) as never_killed, start(program, broken, KILL_AT=str(KILL_AT)) as killed:
+        assert_ends(killed, -signal.SIGKILL)
+        assert_ends(never_killed, 0)
     assert not (broken / "final.pt").exists()
-    again = run(program, broken)
-    assert again.returncode == 0, again.stderr
+    with start(program, broken) as again:
+        assert_ends(again, 0)
 
     expected, resumed = final(straight), final(broken)
     assert (expected["steps"], resumed["steps"]) == (STEPS, STEPS - saved)

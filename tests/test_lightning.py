@@ -94,11 +94,12 @@ def fit(module, folder, ckpt_path=None, **options):
 
 
 @pytest.mark.parametrize("kind", [Automatic, Manual])
+@pytest.mark.parametrize("evolution", EVOLUTIONS.values(), ids=EVOLUTIONS)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_trains_as_the_plain_loop_does_with_accumulation_clipping_and_scheduler(kind, precision, tmp_path):
-    trained = fit(kind(1), tmp_path, precision=precision)
+def test_trains_as_the_plain_loop_does_with_accumulation_clipping_and_scheduler(kind, evolution, precision, tmp_path):
+    trained = fit(kind(1, evolution), tmp_path, precision=precision)
 
-    model, optimizer = sparse_pair(1)
+    model, optimizer = sparse_pair(1, evolution)
     scheduler = annealed(optimizer)
     batches = loader()
     for epoch in range(EPOCHS):
