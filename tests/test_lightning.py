@@ -134,3 +134,41 @@ def test_load_from_checkpoint_takes_over_the_topology(tmp_path):
     trained, _, _ = fit(module, tmp_path)
     loaded = Automatic.load_from_checkpoint(tmp_path / "epoch=2.ckpt", seed=2)
     assert_same(loaded.model.state_dict(), trained)
+
+
+def test_the_best_checkpoint_is_tested_with_its_topology(tmp_path):
+    class Measured(Automatic):
+        def validation_step(self, batch, batch_idx):
+            self.log("loss", self.training_step(batch, batch_idx))
+
+        test_step = validation_step
+
+    # What is worst counts as best here: the first epoch, whose topology is not the last one's.
+    best = ModelCheckpoint(tmp_path, monitor="loss", mode="max", filename="{epoch}")
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=EPOCHS, callbacks=[best], **options)
+    trainer.fit(Measured(), loader(), loader())
+    assert best.best_model_path == str(tmp_path / "epoch=0.ckpt")
+    tested = Measured(2)
+    (measured,) = trainer.test(tested, loader(), ckpt_path="best", weights_only=True, verbose=False)
+    assert measured["loss"] == best.best_model_score
+
+
+def test_fabric_resumes_bit_for_bit(tmp_path):
+    fabric = lightning.Fabric(accelerator="cpu", precision="bf16-mixed")
+
+    def train(model, optimizer):
+        for inputs, labels in loader():
+            fabric.backward(F.cross_entropy(model(inputs), labels))
+            fabric.clip_gradients(model, optimizer, max_norm=CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.state_dict(), optimizer.state_dict()
+
+    model, optimizer = fabric.setup(*sparse_pair(1))
+    train(model, optimizer)
+    fabric.save(tmp_path / "checkpoint.ckpt", {"model": model, "optimizer": optimizer})
+    resumed = dict(zip(("model", "optimizer"), fabric.setup(*sparse_pair(2)), strict=True))
+    fabric.load(tmp_path / "checkpoint.ckpt", resumed)
+    assert_same(train(**resumed), train(model, optimizer))
+    assert [record.step for record in optimizer.history] == list(range(2, 21, 2))
