@@ -14,7 +14,7 @@ from sparsify import SET, GraNet, sparsify
 
 from .conftest import assert_same
 
-ACCUMULATED, CLIP = 4, 0.5
+ACCUMULATED, CLIP = 4, 0.1
 STEPS_PER_EPOCH = 3  # ten batches: four, four and the two that are left
 EVOLUTIONS = {"SET": SET(2), "GraNet": GraNet(until=8, prune_until=6, interval=2, start_density=0.8)}
 

@@ -110,7 +110,8 @@ def test_training_resumed_from_a_checkpoint_in_the_middle_of_an_epoch_is_bit_exa
 def test_the_trainers_own_optimizer_trains_sparse_in_its_weight_decay_groups_and_resumes(tmp_path):
     def fresh(seed):
         trainer = trainer_of(llama(seed), None, tmp_path, weight_decay=0.1)
-        _, trainer.optimizer = sparsify(trainer.model, trainer.create_optimizer(), density=0.3, evolution=SET(2))
+        adamw = trainer.create_optimizer()
+        _, trainer.optimizer = sparsify(trainer.model, adamw, density=0.3, evolution=SET(2), seed=seed)
         return trainer, trainer.optimizer
 
     straight, optimizer = fresh(1)
