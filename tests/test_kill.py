@@ -19,6 +19,7 @@ KILL_AT = 16
 def start(program, folder, **environment):
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tests.resumable_programs", program, str(folder)]
+    environment |= {"OMP_NUM_THREADS": "1"}  # two of these run side by side
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
 
