@@ -250,6 +250,11 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
         raise TypeError("optimizer must not be wrapped already, got a SparseOptimizer. Pass the original optimizer.")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+    if not hasattr(optimizer, "_optimizer_step_post_hooks"):  # a trainer's, made without Optimizer.__init__
+        raise TypeError(
+            f"optimizer must be the original one, got {type(optimizer).__name__}, a wrapper without step hooks. Call "
+            "sparsify() before the trainer wraps it."
+        )
     optimizer_state.check_optimizer(optimizer)
     if not isinstance(evolution, Evolution):
         raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
