@@ -1,0 +1,175 @@
+"""The same topology on every rank: what the processes of one training tell each other."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from sparsify.topology import Indices
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from sparsify.evolution.algorithms import Evolution
+    from sparsify.linear import SparseLinear
+
+WORLD: Final = "world"
+"""In place of a process group: the default one, as soon as there is one."""
+
+ALONE = "Ranks that train different models: optimizer.process_group = None, or the group of the ranks that train one."
+WAYS_OUT = {
+    "sparse layers": ALONE,
+    "evolution": "Give sparsify() the same evolution on every rank.",
+    "step": "Load the same checkpoint on every rank.",
+    "evolutions": "Load the same checkpoint on every rank.",
+    "seed": "Load the same checkpoint on every rank.",
+    "topology": f"Wrap the model in DistributedDataParallel, and load the same checkpoint on every rank. {ALONE}",
+    "values": f"Wrap the model in DistributedDataParallel, and load the same checkpoint on every rank. {ALONE}",
+    "optimizer state": "Give sparsify() the same seed= on every rank, and load the same checkpoint.",
+    "new topology": "Rules must draw from layer.generator, and add up what is their rank's own: layer.sum_over_ranks.",
+}
+"""What must be the same on every rank, and what to do where it is not."""
+
+SHARDED = (
+    "FSDP leaves each rank a part of the connections, and evolution compares all of a layer's. "
+    "Use DistributedDataParallel: gradients and optimizer state are small, because the layers are sparse."
+)
+"""Why a model cannot be sharded."""
+
+
+class Ranks:
+    """The processes that train replicas of one model, this one among them.
+
+    Args:
+        group: of these processes; `WORLD` for the default one, looked up whenever it is needed, because it may be
+            initialised later than this; None where this process trains alone.
+    Attributes:
+        met: whether the ranks have found that they begin alike.
+    """
+
+    def __init__(self, group: "ProcessGroup | str | None" = WORLD) -> None:
+        known = group is None or group == WORLD
+        if not known and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(f"process_group must be a group that this process is in, or None, got {group!r}.")
+        self._given = group
+        self.met = False
+
+    @property
+    def group(self) -> "ProcessGroup | None":
+        """The group; None where this process is alone."""
+        group = self._given
+        if group == WORLD:
+            group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+        return None if group is None or group.size() < 2 else group  # type: ignore[union-attr, return-value]
+
+    def tell(self, own: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+        """What each rank says, in the order of ranks.
+
+        Args:
+            own: what this one says: some of `WAYS_OUT` -> a value, or layer -> value, which must be the same on all
+                ranks; and other keys, which need not.
+            device: the model's.
+        Raises:
+            RuntimeError: on every rank, where they differ.
+        """
+        group = self.group
+        if group is None:
+            return [own]
+        everyone = [own] * group.size()
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # NCCL uses the current one
+            dist.all_gather_object(everyone, own, group=group)
+        compare(everyone)
+        return everyone
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' tensors, in place."""
+        if (group := self.group) is not None:
+            dist.all_reduce(tensor, group=group)
+        return tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
+        return Ranks(self._given)  # groups cannot be copied
+
+    def __reduce__(self) -> tuple[type["Ranks"], tuple[str | None]]:
+        return Ranks, (None if self._given is None else WORLD,)  # nor pickled
+
+
+def standing(layers: Mapping[str, "SparseLinear"], step: int, evolutions: int) -> dict[str, Any]:
+    """Where a rank stands, in short hashes."""
+    return {
+        "sparse layers": {name: (layer.shape, layer.nnz) for name, layer in layers.items()},
+        "step": step,
+        "evolutions": evolutions,
+        "topology": {name: digest(layer.crow, layer.col) for name, layer in layers.items()},
+        "values": {name: digest(layer.values) for name, layer in layers.items()},
+    }
+
+
+def compare(everyone: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RuntimeError unless all ranks say the same of `WAYS_OUT`."""
+    first = everyone[0]
+    for what in (what for what in WAYS_OUT if what in first):
+        others = [rank for rank, told in enumerate(everyone) if told[what] != first[what]]
+        if others:
+            where = _first_difference(first[what], everyone[others[0]][what])
+            ranks = f"rank {others[0]}" if len(others) == 1 else f"ranks {', '.join(map(str, others))}"
+            raise RuntimeError(
+                f"{what} must be the same on every rank, got another on {ranks} than on rank 0{where}. {WAYS_OUT[what]}"
+            )
+
+
+def count_changes(evolution: "Evolution") -> RuntimeError:
+    """The error of an algorithm that changes a layer's number of connections."""
+    return RuntimeError(
+        f"evolution must keep each layer's number of connections in distributed training, got {evolution!r}: "
+        "DistributedDataParallel sends gradients of a fixed size. Use SET or RigL at the density of the end."
+    )
+
+
+def no_pass(layer: "SparseLinear") -> tuple[Tensor, Tensor]:
+    """The operands of a backward pass that adds nothing, for a rank that had none."""
+    zeros = layer.values.detach().new_zeros
+    return zeros(1, layer.out_features), zeros(1, layer.in_features)
+
+
+def digest(*tensors: Tensor) -> str:
+    """A short hash of tensors, to the last bit."""
+    found = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def leave_indices(ddp: DistributedDataParallel) -> None:
+    """Have `ddp` send no indices of sparse layers from its next forward pass on.
+
+    With its default broadcast_buffers=True it sends every buffer before every forward pass. Indices are equal on all
+    ranks already, and would be several times as many bytes as the gradients.
+    """
+    if ddp in _relieved:
+        return
+    from sparsify.linear import SparseLinear  # which imports the kernels, and they this room
+
+    _relieved.add(ddp)
+    ddp.parameters_to_ignore |= {
+        f"{name}.{index}".lstrip(".")
+        for name, module in ddp.module.named_modules(remove_duplicate=False)
+        if isinstance(module, SparseLinear)
+        for index in Indices._fields
+    }
+
+
+_relieved: WeakSet[DistributedDataParallel] = WeakSet()
+
+
+def _first_difference(one: object, other: object) -> str:
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return f": {other} and {one}"
+    names: Iterable[str] = [*one, *other]
+    return next(f" in layer {name!r}" for name in names if one.get(name) != other.get(name))
