@@ -163,13 +163,14 @@ def leave_indices(ddp: DistributedDataParallel) -> None:
         if isinstance(module, SparseLinear)
         for index in Indices._fields
     }
+    ddp._assign_modules_buffers()  # it looks whether there are any before it looks which
 
 
 _relieved: WeakSet[DistributedDataParallel] = WeakSet()
 
 
 def _first_difference(one: object, other: object) -> str:
-    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
-        return f": {other} and {one}"
-    names: Iterable[str] = [*one, *other]
-    return next(f" in layer {name!r}" for name in names if one.get(name) != other.get(name))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        names: Iterable[str] = [*one, *other]
+        return next(f" in layer {name!r}" for name in names if one.get(name) != other.get(name))
+    return f": {other} and {one}"

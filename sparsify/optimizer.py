@@ -169,8 +169,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             for update, seen in zip(updates, views, strict=True)
         ]
         if ranks.group is not None:
-            pairs = zip(updates, grown, strict=True)
-            ranks.tell({"new topology": [digest(update.flat, values) for update, values in pairs]}, self._device)
+            digests = [digest(update.flat, values) for update, values in zip(updates, grown, strict=True)]
+            ranks.tell({"new topology": dict(zip(layers, digests, strict=True))}, self._device)
             if any(len(update.flat) != update.old_nnz for update in updates):
                 raise count_changes(algorithm)
         for (name, layer), update, values in zip(layers.items(), updates, grown, strict=True):

@@ -65,13 +65,13 @@ class Evolution:
 
     def __repr__(self) -> str:
         defaults = {field.name: field.default for field in fields(self)}
-        shown = [f"{k}={_plain(v)}" for k, v in vars(self).items() if k == "interval" or v is not defaults[k]]
+        shown = [f"{k}={_plain(v)}" for k, v in vars(self).items() if k == "interval" or v != defaults[k]]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def description(self) -> str:
-        """All of it in words that are the same in every process."""
-        return re.sub(" at 0x[0-9a-f]+", "", ", ".join(f"{name}={_plain(part)}" for name, part in vars(self).items()))
+        """Like repr, and the same in every process."""
+        return re.sub(" at 0x[0-9a-f]+", "", repr(self))
 
     def due(self, step: int) -> bool:
         """Whether evolution comes after optimizer step `step` (the first step is 1)."""
