@@ -1,4 +1,5 @@
 import gzip
+import re
 import subprocess
 import sys
 import urllib.error
@@ -46,6 +47,23 @@ def test_benchmark_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "evolve" in done.stdout
     assert (tmp_path / "runs" / "benchmark.png").stat().st_size > 10_000
+
+
+def test_ddp_trains_equal_topologies_in_two_processes_and_resumes(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = "--dataset digits --interval 5 --checkpoint run.pt --epochs".split()
+    epochs, sizes = [], []
+    for count in "1", "2":
+        command = [*torchrun, str(EXAMPLES / "ddp.py"), *options, count]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        _, gradients, _, *lines = done.stdout.splitlines()
+        sizes.append([int(number.replace(",", "")) for number in re.findall(r"([\d,]+) bytes", gradients)])
+        epochs += [line.split() for line in lines]
+    assert [epoch[0] for epoch in epochs] == ["1", "2"]
+    assert all(first == second for *_, first, second in epochs)
+    assert epochs[0][-1] != epochs[1][-1]
+    assert all(sparse * 9 < dense for sparse, dense in sizes)
 
 
 def test_a_folder_without_the_files_is_an_error_that_names_them(tmp_path):
