@@ -163,7 +163,7 @@ def leave_indices(ddp: DistributedDataParallel) -> None:
         if isinstance(module, SparseLinear)
         for index in Indices._fields
     }
-    ddp._assign_modules_buffers()  # it looks whether there are any before it looks which
+    ddp._assign_modules_buffers()  # type: ignore[no-untyped-call]  # it looks whether there are any before it looks which
 
 
 _relieved: WeakSet[DistributedDataParallel] = WeakSet()
