@@ -49,21 +49,22 @@ def test_benchmark_runs(tmp_path):
     assert (tmp_path / "runs" / "benchmark.png").stat().st_size > 10_000
 
 
-def test_ddp_trains_equal_topologies_in_two_processes_and_resumes(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def test_ddp_trains_equal_topologies_in_two_processes_and_goes_on_in_one(tmp_path):
     options = "--dataset digits --interval 5 --checkpoint run.pt --epochs".split()
-    epochs, sizes = [], []
-    for count in "1", "2":
-        command = [*torchrun, str(EXAMPLES / "ddp.py"), *options, count]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    epochs = []
+    for ranks, until in ("2", "2"), ("1", "3"):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+        command = [*torchrun, str(EXAMPLES / "ddp.py"), *options, until]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
         assert done.returncode == 0, done.stderr
         _, gradients, _, *lines = done.stdout.splitlines()
-        sizes.append([int(number.replace(",", "")) for number in re.findall(r"([\d,]+) bytes", gradients)])
+        sparse, dense = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) bytes", gradients))
+        assert sparse * 9 < dense
         epochs += [line.split() for line in lines]
-    assert [epoch[0] for epoch in epochs] == ["1", "2"]
-    assert all(first == second for *_, first, second in epochs)
-    assert epochs[0][-1] != epochs[1][-1]
-    assert all(sparse * 9 < dense for sparse, dense in sizes)
+    assert [epoch[0] for epoch in epochs] == ["1", "2", "3"]
+    (*_, first, its_twin), (*_, second, the_other_twin), (*_, third) = epochs
+    assert (first, second) == (its_twin, the_other_twin)
+    assert len({first, second, third}) == 3
 
 
 def test_a_folder_without_the_files_is_an_error_that_names_them(tmp_path):
