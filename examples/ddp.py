@@ -9,6 +9,7 @@ need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment.)
 
 import argparse
 import copy
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -131,4 +132,5 @@ if __name__ == "__main__":
     options = parser().parse_args()
     dist.init_process_group("gloo")
     train(datasets.load(options.dataset, options.data), options)
+    gc.collect()  # a wrapped model that outlives its group can abort the process at exit (PyTorch issue 190489)
     dist.destroy_process_group()

@@ -4,6 +4,7 @@ Each check gives what its test looks at; the test sees it from both ranks.
 """
 
 import copy
+import gc
 import os
 import pickle
 import signal
@@ -373,6 +374,7 @@ def main():
         (folder / "uninterrupted").mkdir(exist_ok=True)
         found["elastic"] = elastic(folder / "uninterrupted", dies=False)
     torch.save(found, folder / f"{rank}.pt")
+    gc.collect()  # a wrapped model that outlives its group can abort the process at exit (PyTorch issue 190489)
     dist.destroy_process_group()
 
 
