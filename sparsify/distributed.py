@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WORLD: Final = "world"
 """In place of a process group: the default one, as soon as there is one."""
 
+WRAP = "After sparsify() wrap the model in DistributedDataParallel, and load the same checkpoint on every rank."
 ALONE = "Ranks that train different models: optimizer.process_group = None, or the group of the ranks that train one."
 WAYS_OUT = {
     "sparse layers": ALONE,
@@ -29,8 +30,8 @@ WAYS_OUT = {
     "step": "Load the same checkpoint on every rank.",
     "evolutions": "Load the same checkpoint on every rank.",
     "seed": "Load the same checkpoint on every rank.",
-    "topology": f"Wrap the model in DistributedDataParallel, and load the same checkpoint on every rank. {ALONE}",
-    "values": f"Wrap the model in DistributedDataParallel, and load the same checkpoint on every rank. {ALONE}",
+    "topology": f"{WRAP} {ALONE}",
+    "values": f"{WRAP} {ALONE}",
     "optimizer state": "Give sparsify() the same seed= on every rank, and load the same checkpoint.",
     "new topology": "Rules must draw from layer.generator, and add up what is their rank's own: layer.sum_over_ranks.",
 }
@@ -146,27 +147,35 @@ def digest(*tensors: Tensor) -> str:
     return found.hexdigest()
 
 
+_relieved: WeakSet[DistributedDataParallel] = WeakSet()
+
+
 def leave_indices(ddp: DistributedDataParallel) -> None:
-    """Have `ddp` send no indices of sparse layers from its next forward pass on.
+    """Have `ddp` send no indices of sparse layers from its next forward pass on; called in its first.
 
     With its default broadcast_buffers=True it sends every buffer before every forward pass. Indices are equal on all
     ranks already, and would be several times as many bytes as the gradients.
+
+    Raises:
+        RuntimeError: `ddp` is older than a sparse layer in it, and would not send its gradient.
     """
     if ddp in _relieved:
         return
     from sparsify.linear import SparseLinear  # which imports the kernels, and they this room
 
+    modules = ddp.module.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in modules if isinstance(module, SparseLinear)}
+    sent = {id(parameter) for parameter in ddp._module_parameters}
+    for name, layer in layers.items():
+        values = f"{name}.values".lstrip(".")
+        if layer.values.requires_grad and id(layer.values) not in sent and values not in ddp.parameters_to_ignore:
+            raise RuntimeError(
+                f"model must be wrapped in DistributedDataParallel after sparsify(), got layer {name!r} in one wrapped "
+                "before. (Lightning wraps between configure_model and configure_optimizers.)"
+            )
+    ddp.parameters_to_ignore |= {f"{name}.{index}".lstrip(".") for name in layers for index in Indices._fields}
     _relieved.add(ddp)
-    ddp.parameters_to_ignore |= {
-        f"{name}.{index}".lstrip(".")
-        for name, module in ddp.module.named_modules(remove_duplicate=False)
-        if isinstance(module, SparseLinear)
-        for index in Indices._fields
-    }
     ddp._assign_modules_buffers()  # type: ignore[no-untyped-call]  # it looks whether there are any before it looks which
-
-
-_relieved: WeakSet[DistributedDataParallel] = WeakSet()
 
 
 def _first_difference(one: object, other: object) -> str:

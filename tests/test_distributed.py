@@ -142,9 +142,9 @@ def test_what_differs_before_the_first_step_is_an_error_on_every_rank(ranks, wha
     [
         (
             "topology",
-            "topology must be the same on every rank, got another on rank 1 than on rank 0 in layer '0'. Wrap",
+            "topology must be the same on every rank, got another on rank 1 than on rank 0 in layer '0'. After",
         ),
-        ("values", "values must be the same on every rank, got another on rank 1 than on rank 0 in layer '2'. Wrap"),
+        ("values", "values must be the same on every rank, got another on rank 1 than on rank 0 in layer '2'. After"),
         ("step", "step must be the same on every rank, got another on rank 1 than on rank 0: 2 and 1. Load"),
         ("new topology", "new topology must be the same on every rank, "),
         ("count", "evolution must keep each layer's number of connections in distributed training, got Evolution"),
@@ -230,6 +230,16 @@ def test_indices_are_sent_by_no_wrapper_of_a_larger_model(group_of_one):
         for _ in range(2):
             replica(batch(0)[0])
         assert not replica.modules_buffers
+
+
+def test_a_layer_that_became_sparse_after_its_wrapping_is_an_error(group_of_one):
+    model = nn.Sequential(mlp(12, 4))
+    replica = DistributedDataParallel(model)
+    sparsify(model[0], None, 0.5)  # as in Lightning's configure_optimizers
+    with pytest.raises(RuntimeError, match=r"wrapped in DistributedDataParallel after sparsify\(\), got layer '0.0'"):
+        replica(torch.randn(2, 12))
+    with torch.no_grad():
+        DistributedDataParallel(model)(torch.randn(2, 12))
 
 
 def test_an_optimizer_that_holds_a_part_of_the_state_is_refused(group_of_one):
