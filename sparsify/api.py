@@ -80,7 +80,7 @@ def sparsify(
             largest weights of a trained model as they are.
         grown_state: what regrown connections find in optimizer buffers: "zero", or "mean" (second moments take the
             mean of the survivors').
-        seed: of topology and evolution; None takes `torch.initial_seed()`.
+        seed: of topology and evolution; None takes `torch.initial_seed()`. In distributed training rank 0's counts.
     Returns:
         (model, optimizer); the optimizer is a `SparseOptimizer`, or None if it was None.
     Raises:

@@ -6,7 +6,6 @@ was averaged of the connections that survive. A copy that nothing has written to
 average is begun in it later, of other connections than its own, that is refused.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +13,8 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
+
+from sparsify.topology import fingerprint
 
 if TYPE_CHECKING:
     from sparsify.linear import SparseLinear
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 class _Copy:
     """What is known of a copy.
 
-    digest: of its values when they were copied or loaded, while it is a snapshot; None for an average.
+    fingerprint: of its values when they were copied or loaded, while it is a snapshot; None for an average.
     left_at: the version of its values when its original evolved without it.
     """
 
-    digest: bytes | None
+    fingerprint: str | None
     left_at: int | None = None
 
 
@@ -37,7 +38,7 @@ _copies: "WeakKeyDictionary[SparseLinear, WeakKeyDictionary[SparseLinear, _Copy]
 
 def copied(original: "SparseLinear", copy: "SparseLinear") -> None:
     """`copy` is a deep copy of `original`."""
-    _copies.setdefault(original, WeakKeyDictionary())[copy] = _Copy(_digest(copy.values))
+    _copies.setdefault(original, WeakKeyDictionary())[copy] = _Copy(fingerprint(copy.values))
     if copy.values.requires_grad:
         copy.values.register_post_accumulate_grad_hook(partial(_trained, ref(copy)))  # type: ignore[no-untyped-call]
 
@@ -46,7 +47,7 @@ def loaded(layer: "SparseLinear") -> None:
     """The values of `layer` come from a checkpoint: if it is a copy, it is a snapshot now."""
     for copies in _copies.values():
         if layer in copies:
-            copies[layer] = _Copy(_digest(layer.values))
+            copies[layer] = _Copy(fingerprint(layer.values))
 
 
 def trained(layer: "SparseLinear") -> None:
@@ -61,7 +62,7 @@ def check(name: str, layer: "SparseLinear") -> None:
         if known.left_at is not None and copy.values._version != known.left_at:
             if not (_same_topology(layer, copy) and torch.equal(layer.values, copy.values)):
                 raise _mixed(name)
-            known.digest = known.left_at = None
+            known.fingerprint = known.left_at = None
 
 
 def averages(name: str, layer: "SparseLinear") -> list["SparseLinear"]:
@@ -72,12 +73,12 @@ def averages(name: str, layer: "SparseLinear") -> list["SparseLinear"]:
     """
     found = []
     for copy, known in _copies.get(layer, {}).items():
-        if known.digest is not None and known.digest == _digest(copy.values):
+        if known.fingerprint is not None and known.fingerprint == fingerprint(copy.values):
             known.left_at = copy.values._version
         elif known.left_at is not None or not _same_topology(layer, copy):
             raise _mixed(name)
         else:
-            known.digest = None
+            known.fingerprint = None
             found.append(copy)
     return found
 
@@ -97,7 +98,3 @@ def _mixed(name: str) -> RuntimeError:
         f"an average must be of the same connections, got a copy of layer {name!r} that averages weights across an "
         "evolution. Copy the model anew (copy.deepcopy, AveragedModel) when averaging begins."
     )
-
-
-def _digest(values: Tensor) -> bytes:
-    return hashlib.blake2b(values.detach().cpu().contiguous().view(torch.uint8).numpy().data).digest()

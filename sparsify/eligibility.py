@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from sparsify import kernels
 from sparsify.candidates import EVERYTHING, Candidate
+from sparsify.distributed import SHARDED
 from sparsify.linear import SparseLinear
 
 
@@ -23,6 +24,8 @@ def refuse_model(model: object) -> None:
             raise ValueError(f"model must be dense, got SparseLinear{where}. Use densify(model) first.")
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise ValueError(f"model must not be wrapped yet, got DistributedDataParallel{where}. Wrap it afterwards.")
+        if any(kind.__name__ in ("FSDPModule", "FullyShardedDataParallel") for kind in type(module).__mro__):
+            raise ValueError(f"model must not be sharded, got {type(module).__name__}{where}. {SHARDED}")
         if isinstance(module, nn.Linear) and isinstance(module.weight, UninitializedParameter):
             raise ValueError(
                 f"model must know its shapes, got an uninitialized {type(module).__name__}{where}. "

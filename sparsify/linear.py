@@ -238,6 +238,8 @@ class SparseLinear(nn.Module):
 
         Whoever calls this moves the optimizer's buffers too: see `evolution.rewire`.
         """
+        if grad is not None and self.values.grad is not None and grad.shape == self.values.grad.shape:
+            grad = self.values.grad.copy_(grad)  # DDP may hold it as a view of the bucket that it sends
         self.values.grad = None
         if values.shape == self.values.shape:
             self.values.copy_(values)

@@ -4,24 +4,28 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import wrapt
 from torch.optim import LBFGS, Optimizer
 
 from sparsify import averaging, optimizer_state, topology
+from sparsify.distributed import SHARDED, Ranks, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution, Static
 from sparsify.evolution.evolve import evolve
 from sparsify.evolution.progress import Progress, Record
 from sparsify.evolution.rewire import rewire, view
-from sparsify.evolution.view import needs_gradient
+from sparsify.evolution.view import Passes, needs_gradient
 from sparsify.kernels import Recorder
 from sparsify.linear import SparseLinear
 from sparsify.optimizer_state import GrownState
 from sparsify.telemetry import Explored
 
-KEPT = ("evolution", "progress", "versions", "fingerprints")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+KEPT = ("evolution", "progress", "versions", "fingerprints", "ranks")
 """What a copy of a SparseOptimizer takes over as it is."""
 
 
@@ -30,6 +34,9 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
 
     Everything the wrapped optimizer has is here; `isinstance(optimizer, torch.optim.Optimizer)` holds. Evolution
     hangs on the wrapped optimizer's step hooks, so stepping the original object evolves too, once.
+
+    In distributed training (see `process_group`) every rank evolves alike, and `step()` raises RuntimeError on every
+    rank, with nothing changed, where ranks turn out to differ or the algorithm changes the number of connections.
 
     Args:
         optimizer: holds the `values` of the layers among its parameters.
@@ -55,10 +62,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         targets: Mapping[str, int] | None = None,
     ) -> None:
         check_arguments(optimizer, evolution, grown_state, seed)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name, layer in layers.items():
-            if id(layer.values) not in held:
-                raise ValueError(f"optimizer must hold the values of every sparse layer, got none of layer {name!r}.")
+        _check_held(optimizer, layers)
+        for layer in layers.values():
             averaging.trained(layer)
         super().__init__(optimizer)
         self._self_layers = dict(layers)
@@ -74,6 +79,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_versions = {name: layer.topology_version for name, layer in layers.items()}
         self._self_fingerprints: dict[str, str] = {}
         self._self_depth = 0
+        self._self_ranks = Ranks()
         self._self_recorders: dict[str, Recorder] = {}
         self._watch()
         with ExitStack() as undo:
@@ -85,6 +91,19 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def evolution(self) -> Evolution:
         """The algorithm that evolves the topology."""
         return self._self_evolution
+
+    @property
+    def process_group(self) -> "ProcessGroup | None":
+        """The ranks that train replicas of the model, None where there is one only.
+
+        By default those of torch.distributed's default group, where it is initialised. Set another group where only its
+        ranks train replicas, or None where every rank trains a model of its own. A pickled optimizer forgets a group.
+        """
+        return self._self_ranks.group
+
+    @process_group.setter
+    def process_group(self, group: "ProcessGroup | None") -> None:
+        self._self_ranks = Ranks(group)
 
     @property
     def history(self) -> list[Record]:
@@ -103,7 +122,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         return self.__wrapped__.step(*args, **kwargs)
 
     def evolve(self) -> Record:
-        """Drop and grow all sparse layers now, whatever the schedule says.
+        """Drop and grow all sparse layers now, whatever the schedule says. In distributed training: on every rank.
 
         Returns:
             the record that is appended to `history`.
@@ -111,29 +130,40 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             TypeError: the optimizer holds state that is not elementwise.
             ValueError: a rule needs the gradient of a backward pass, and there is none; or a rule of the user's broke
                 its contract. Nothing is changed.
+            RuntimeError: ranks differ. Nothing is changed.
         """
         self._align()
-        layers = self._ready()
-        if not layers:
+        self._meet()
+        ready = self._ready()
+        if not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
-        return self._evolve(layers)
+        return self._evolve(ready)
 
-    def _ready(self) -> dict[str, SparseLinear]:
-        """The layers that can evolve: where a rule needs gradients, those that a backward pass reached."""
+    def _ready(self) -> dict[str, Passes]:
+        """The layers that can evolve, with the operands of their backward passes.
+
+        Where a rule needs gradients, those that a backward pass reached, on every rank.
+        """
         algorithm, layers = self._self_evolution, self._self_layers
+        passes = {name: recorder.passes for name, recorder in self._self_recorders.items() if recorder.passes}
+        reached = {name for name, layer in layers.items() if layer.values.grad is not None}
+        everyone = self._tell({"reached": reached, "recorded": set(passes)})
         if needs_gradient(algorithm.drop) or needs_gradient(algorithm.grow):
-            return {name: layer for name, layer in layers.items() if layer.values.grad is not None}
-        return layers
+            shared = set.intersection(*(told["reached"] for told in everyone))
+            layers = {name: layer for name, layer in layers.items() if name in shared}
+        for name in set.union(*(told["recorded"] for told in everyone)) & layers.keys():
+            passes.setdefault(name, [no_pass(layers[name])])
+        return {name: passes.get(name, []) for name in layers}
 
-    def _evolve(self, layers: Mapping[str, SparseLinear]) -> Record:
-        algorithm, progress = self._self_evolution, self._self_progress
+    def _evolve(self, ready: Mapping[str, Passes]) -> Record:
+        algorithm, progress, ranks = self._self_evolution, self._self_progress, self._self_ranks
+        layers = {name: self._self_layers[name] for name in ready}
         views, surplus = [], []
         averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
         for name, layer in layers.items():
             optimizer_state.check_elementwise(self.__wrapped__, layer.values, name)
             generator = topology.generator(progress.seed, "evolution", progress.evolutions, name)
-            recorder = self._self_recorders.get(name)
-            views.append(view(name, layer, generator, recorder.passes if recorder else ()))
+            views.append(view(name, layer, generator, ready[name], ranks.sum))
             surplus.append(progress.surplus(algorithm, name, layer.nnz))
         fraction = algorithm.fraction(progress.step)
         updates = evolve(algorithm, views, surplus, fraction) if views else []
@@ -141,12 +171,52 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             algorithm.grown_values(len(update.grown), seen.shape, len(update.flat), seen.generator)
             for update, seen in zip(updates, views, strict=True)
         ]
+        if ranks.group is not None:
+            digests = [topology.fingerprint(update.flat, values) for update, values in zip(updates, grown, strict=True)]
+            ranks.tell({"new topology": dict(zip(layers, digests, strict=True))}, self._device)
+            if any(len(update.flat) != update.old_nnz for update in updates):
+                raise count_changes(algorithm)
         for (name, layer), update, values in zip(layers.items(), updates, grown, strict=True):
             rewire(layer, update, values, self.__wrapped__, self._self_grown_state)
             for average in averages[name]:
                 rewire(average, update, values)
             self._self_versions[name] = layer.topology_version
         return progress.note(fraction, dict(zip(layers, updates, strict=True)))
+
+    def _meet(self) -> None:
+        """Before the first step, and after loading: what has to be so by then, and what all ranks must begin with."""
+        ranks, progress = self._self_ranks, self._self_progress
+        if ranks.met:
+            return
+        _check_held(self.__wrapped__, self._self_layers)
+        if ranks.group is not None:
+            if self._self_evolution.surplus is not None:
+                raise count_changes(self._self_evolution)
+            new = not progress.step and not progress.evolutions
+            everyone = self._tell(
+                {
+                    "evolution": self._self_evolution.description,
+                    "optimizer state": optimizer_state.digests(self.__wrapped__, self._self_layers),
+                    "seed": None if new else progress.seed,
+                    "own seed": progress.seed,
+                }
+            )
+            if new:  # DistributedDataParallel has given every rank the topology of rank 0
+                progress.seed = everyone[0]["own seed"]
+                progress.explored = {n: Explored(layer.flat(), layer.shape) for n, layer in self._self_layers.items()}
+        ranks.met = True
+
+    def _tell(self, own: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each rank says: `own`, and where it stands, which must be the same."""
+        ranks, progress, layers = self._self_ranks, self._self_progress, self._self_layers
+        if ranks.group is None:
+            return [own]
+        return ranks.tell({**standing(layers, progress.step, progress.evolutions), **own}, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.__wrapped__.param_groups[0]["params"][0].device
+        return device
 
     def _watch(self) -> None:
         """Keep the operands of the backward passes, where the evolution that comes next needs them."""
@@ -187,6 +257,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_fingerprints = dict(own["topology"])
         self._self_versions = {}
         self._self_recorders = {}
+        self._self_ranks.met = False
         self._watch()
 
     def _stateful(self) -> list[tuple[str, Any]]:
@@ -194,8 +265,9 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         return [(name, part) for name, part in vars(self._self_evolution).items() if hasattr(part, "load_state_dict")]
 
     def _before_step(self, *_: Any) -> None:
-        self._self_depth += 1
         self._align()
+        self._meet()
+        self._self_depth += 1
 
     def _after_step(self, *_: Any) -> None:
         # A subclass whose step() calls super().step() runs the hooks of both: only the outermost is a step.
@@ -262,6 +334,19 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
         raise ValueError(f'grown_state must be "zero" or "mean", got {grown_state!r}.')
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"seed must be an int or None, got {seed!r}.")
+
+
+def _check_held(optimizer: Optimizer, layers: Mapping[str, SparseLinear]) -> None:
+    """Raise unless `optimizer` holds the values of every layer, whole."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, layer in layers.items():
+        if type(layer.values).__name__ == "DTensor":
+            raise TypeError(f"values must be whole on every rank, got a DTensor in layer {name!r}: {SHARDED}")
+        if id(layer.values) not in held:
+            raise ValueError(
+                f"optimizer must hold the values of every sparse layer, got none of layer {name!r}. If they were "
+                f"replaced after sparsify(): {SHARDED}"
+            )
 
 
 def _rebuild(

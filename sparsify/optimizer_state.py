@@ -1,14 +1,18 @@
 """Moves and resets elementwise optimizer buffers: those of a weight's shape, one entry for each connection."""
 
 import copy
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, LBFGS, Adagrad, Optimizer, Rprop
 
 from sparsify.evolution.evolve import Update
+from sparsify.topology import fingerprint
+
+if TYPE_CHECKING:
+    from sparsify.linear import SparseLinear
 
 GrownState = Literal["zero", "mean"]
 
@@ -22,6 +26,7 @@ UNSUPPORTED = {
     "ScalableShampoo": MATRICES,
     "DistributedShampoo": MATRICES,
     "SOAP": MATRICES,
+    "ZeroRedundancyOptimizer": "it holds the state of some layers only, in an optimizer of its own",
     "SparseAdam": "it takes sparse gradients, and the gradient of a sparse layer's values is a dense vector",
 }
 """By class name, because torch's own Muon is new and there are others of that name."""
@@ -88,6 +93,15 @@ def move(optimizer: Optimizer, values: nn.Parameter, update: Update, grown: Tens
                 buffer.copy_(moved)
             else:
                 state[key] = moved
+
+
+def digests(optimizer: Optimizer, layers: Mapping[str, "SparseLinear"]) -> dict[str, str]:
+    """A short hash of each layer's buffers."""
+    states = {name: optimizer.state.get(layer.values, {}) for name, layer in layers.items()}
+    return {
+        name: fingerprint(*(buffer for buffer in state.values() if isinstance(buffer, Tensor)))
+        for name, state in states.items()
+    }
 
 
 def forget(optimizer: Optimizer, parameter: Tensor) -> bool:

@@ -183,11 +183,13 @@ def check_csr(crow: Tensor, col: Tensor, nnz: int, shape: Shape) -> None:
         raise ValueError("col must rise strictly within each row: connections sorted and unique.")
 
 
-def fingerprint(crow: Tensor, col: Tensor) -> str:
-    """A short hash of a topology: equal for equal topologies, in every process and on every device."""
+def fingerprint(*tensors: Tensor) -> str:
+    """A short hash: the same for the same numbers, in every process, on every device and for every index dtype."""
     digest = hashlib.blake2b(digest_size=16)
-    for index in crow, col:
-        digest.update(index.detach().cpu().to(torch.int64).numpy().tobytes())
+    for tensor in tensors:
+        numbers = tensor.detach().cpu().contiguous().view(-1)
+        numbers = numbers if numbers.is_floating_point() else numbers.long()
+        digest.update(numbers.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

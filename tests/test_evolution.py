@@ -1,5 +1,6 @@
 """Algorithms and the pure core."""
 
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -145,6 +146,17 @@ def test_algorithms_print_as_they_are_written():
     assert repr(SET()) == "SET(interval=200)"
     expected = "RigL(interval=100, drop_fraction=cosine(0.3, 0.0, 750), until=750, scope=per_layer, grow=by_gradient)"
     assert repr(RigL(until=750)) == expected
+
+
+def test_a_description_is_the_same_in_every_process():
+    class Fraction:
+        def __call__(self, step):
+            return 0.3
+
+    assert SET(drop_fraction=Fraction()).description == SET(drop_fraction=Fraction()).description
+    assert "Fraction object>" in SET(drop_fraction=Fraction()).description
+    assert pickle.loads(pickle.dumps(SET())).description == SET().description  # its numbers are other objects
+    assert RigL(until=749).description != RigL(until=750).description
 
 
 def test_pruning_must_be_whole():

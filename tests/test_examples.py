@@ -1,4 +1,5 @@
 import gzip
+import re
 import subprocess
 import sys
 import urllib.error
@@ -46,6 +47,24 @@ def test_benchmark_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "evolve" in done.stdout
     assert (tmp_path / "runs" / "benchmark.png").stat().st_size > 10_000
+
+
+def test_ddp_trains_equal_topologies_in_two_processes_and_goes_on_in_one(tmp_path):
+    options = "--dataset digits --interval 5 --checkpoint run.pt --epochs".split()
+    epochs = []
+    for ranks, until in ("2", "2"), ("1", "3"):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+        command = [*torchrun, str(EXAMPLES / "ddp.py"), *options, until]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
+        assert done.returncode == 0, done.stderr
+        _, gradients, _, *lines = done.stdout.splitlines()
+        sparse, dense = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) bytes", gradients))
+        assert sparse * 9 < dense
+        epochs += [line.split() for line in lines]
+    assert [epoch[0] for epoch in epochs] == ["1", "2", "3"]
+    (*_, first, its_twin), (*_, second, the_other_twin), (*_, third) = epochs
+    assert (first, second) == (its_twin, the_other_twin)
+    assert len({first, second, third}) == 3
 
 
 def test_a_folder_without_the_files_is_an_error_that_names_them(tmp_path):

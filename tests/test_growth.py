@@ -1,5 +1,7 @@
 """Where connections grow."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -122,6 +124,34 @@ def test_mixed_growth_takes_a_share_of_each():
     assert mixed(by_gradient, uniformly, 1.0)(layer, 40).tolist() == dense_top(layer, 40)
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got 2"):
         mixed(by_gradient, uniformly, 2)
+
+
+def test_a_share_that_rounds_to_nothing_grows_by_the_other_rule():
+    passes = [(torch.randn(4, 5), torch.randn(4, 7))]
+    layer = random_view((5, 7), 9, passes=passes)
+    assert len(mixed(by_gradient, uniformly, 0.1)(layer, 3)) == 3
+    assert len(by_gradient(layer, 0)) == 0
+
+
+@pytest.mark.parametrize("rule", [by_gradient, by_gradient_among(3)])
+def test_ranks_that_add_up_their_scores_grow_as_one_with_all_passes(rule, monkeypatch):
+    monkeypatch.setattr(growth, "TILE", 40)  # several tiles
+    passes = [(torch.randn(4, 10, dtype=torch.float64), torch.randn(4, 14, dtype=torch.float64)) for _ in range(2)]
+    sent = []
+
+    def layer(passes, sum_over_ranks):
+        return replace(random_view((10, 14), 30), passes=passes, sum_over_ranks=sum_over_ranks)
+
+    def keep(tensor):
+        sent.append(tensor.clone())
+        return tensor
+
+    rule(layer(passes[1:], keep), 20)
+    others = iter(sent)
+    assert torch.equal(
+        rule(layer(passes[:1], lambda own: own.add_(next(others))), 20), rule(layer(passes, lambda own: own), 20)
+    )
+    assert next(others, None) is None
 
 
 def test_which_rules_need_gradients():

@@ -260,6 +260,18 @@ def test_copies_work_on_their_own(duplicate):
     assert not torch.equal(layer(x), other(x))
 
 
+def test_with_as_many_connections_values_and_gradient_move_in_place():
+    layer = SparseLinear(6, 5, 0.5)
+    layer(torch.randn(2, 6)).sum().backward()
+    values, grad = layer.values, layer.values.grad  # DistributedDataParallel's is a view of the bucket that it sends
+    new = torch.randn(2, layer.nnz)
+    layer.rewire(layer.flat() + 0, new[0], new[1])
+    assert layer.values is values
+    assert layer.values.grad is grad
+    assert torch.equal(values, new[0])
+    assert torch.equal(grad, new[1])
+
+
 def test_a_layer_far_beyond_what_could_be_dense():
     layer = SparseLinear(300_000, 200_000, 1e-6, dtype=torch.float64)  # 6e10 places
     assert layer.nnz == 60_000

@@ -144,6 +144,17 @@ def test_fingerprint_tells_topologies_apart():
     assert topology.fingerprint(*one) != topology.fingerprint(*other)
 
 
+def test_a_fingerprint_sees_every_bit():
+    tensor = torch.tensor([1.0, 0.0])
+    assert topology.fingerprint(tensor) == topology.fingerprint(tensor.clone())
+    assert topology.fingerprint(tensor) != topology.fingerprint(torch.tensor([1.0, -0.0]))
+    assert topology.fingerprint(tensor, tensor) != topology.fingerprint(tensor)
+    half = tensor.bfloat16()
+    assert topology.fingerprint(half) == topology.fingerprint(half[:, None].t()[0])
+    index = torch.arange(5)
+    assert topology.fingerprint(index) == topology.fingerprint(index.int())
+
+
 @pytest.mark.parametrize(
     ("scores", "count", "expected"),
     [

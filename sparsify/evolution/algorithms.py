@@ -1,5 +1,6 @@
 """Evolution algorithms: a drop rule, its scope, a growth rule and schedules."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -24,7 +25,8 @@ class Evolution:
 
     Args:
         interval: evolve after step k when k is a multiple of it; or a callable step -> bool, asked once for each step,
-            before it begins; or None: only when `optimizer.evolve()` is called.
+            before it begins (in distributed training its answer must be the same on every rank); or None: only when
+            `optimizer.evolve()` is called.
         drop_fraction: share of the active connections dropped at one evolution (the paper's ζ), in [0, 1]; or a
             callable step -> fraction, such as `cosine(0.3, steps)`.
         until: last optimizer step after which evolution may come; None for no end.
@@ -63,8 +65,13 @@ class Evolution:
 
     def __repr__(self) -> str:
         defaults = {field.name: field.default for field in fields(self)}
-        shown = [f"{k}={_plain(v)}" for k, v in vars(self).items() if k == "interval" or v is not defaults[k]]
+        shown = [f"{k}={_plain(v)}" for k, v in vars(self).items() if k == "interval" or v != defaults[k]]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+    @property
+    def description(self) -> str:
+        """Like repr, and the same in every process."""
+        return re.sub(" at 0x[0-9a-f]+", "", repr(self))
 
     def due(self, step: int) -> bool:
         """Whether evolution comes after optimizer step `step` (the first step is 1)."""

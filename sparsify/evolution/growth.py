@@ -30,13 +30,16 @@ def by_gradient(layer: LayerView, count: int) -> Tensor:
     The dense gradient is never held: it is computed a tile of rows at a time from the operands of the backward passes
     since the last step (all micro-batches count), and each tile leaves no more than `count` candidates. Memory: a tile
     (8 MiB, or one row where that is more), about 20 bytes a candidate, and the operands. Time: that of the weight
-    gradient of a dense layer. Among equal gradients the first places win.
+    gradient of a dense layer. Among equal gradients the first places win. In distributed training the gradients of all
+    ranks are added up tile by tile, so an evolution sends as much as one step of a dense network does.
 
     Raises:
         ValueError: no backward pass was kept, because this evolution was not due by the schedule.
     Source: Evci et al. 2020 (RigL, arXiv:1911.11134).
     """
     best, place = layer.values.new_empty(0), layer.flat[:0]
+    if not count:
+        return place
     for start, scores in _tiles(layer):
         above = scores > best.min() if len(best) == count else scores >= 0  # of equals the first, which are here
         found = positions(above)
@@ -50,7 +53,7 @@ def by_gradient(layer: LayerView, count: int) -> Tensor:
 def by_gradient_among(candidates: int) -> GrowthRule:
     """A growth rule: by gradient, among so many random candidates for each connection that grows.
 
-    For layers whose dense gradient would take too long: time and memory are those of the candidates.
+    For layers whose dense gradient would take too long: time, memory and what ranks send are those of the candidates.
 
     Args:
         candidates: for each connection; 1 is `uniformly`.
@@ -97,7 +100,7 @@ def _tiles(layer: LayerView) -> Iterator[tuple[int, Tensor]]:
     for number, row in enumerate(range(0, outs, height)):
         part = tile[: min(height, outs - row)]
         torch.mm(grad[:, row : row + height].t(), input, out=part)
-        scores = part.view(-1).abs_()
+        scores = layer.sum_over_ranks(part.view(-1)).abs_()
         scores[layer.flat[first[number] : first[number + 1]] - row * ins] = -1
         yield row * ins, scores
 
@@ -117,7 +120,7 @@ def _operands(layer: LayerView) -> tuple[Tensor, Tensor]:
 def _by_gradient_among(candidates: int, layer: LayerView, count: int) -> Tensor:
     flat = uniformly(layer, min(candidates * count, layer.free))
     grad, input = _operands(layer)
-    scores = kernels.gradient_of_values(grad, input, index(flat, layer.shape)).abs()
+    scores = layer.sum_over_ranks(kernels.gradient_of_values(grad, input, index(flat, layer.shape))).abs()
     return flat[lowest(-scores, count)]
 
 

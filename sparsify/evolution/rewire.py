@@ -1,6 +1,6 @@
 """Where an `Update` is carried out: values, gradient, topology and optimizer buffers move together, here only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from sparsify.evolution.drop import magnitude
 from sparsify.evolution.evolve import Update, replaced
 from sparsify.evolution.growth import uniformly
 from sparsify.evolution.scopes import lowest_of_each_sign
-from sparsify.evolution.view import LayerView
+from sparsify.evolution.view import LayerView, Passes, alone
 from sparsify.linear import SparseLinear
 from sparsify.optimizer_state import GrownState
 
@@ -64,9 +64,13 @@ def trim(model: nn.Module, drop_fraction: float) -> nn.Module:
 
 
 def view(
-    name: str, layer: SparseLinear, generator: torch.Generator, passes: Sequence[tuple[Tensor, Tensor]] = ()
+    name: str,
+    layer: SparseLinear,
+    generator: torch.Generator,
+    passes: Passes = (),
+    sum_over_ranks: Callable[[Tensor], Tensor] = alone,
 ) -> LayerView:
     """What the rules may see of `layer`."""
     flat, values = layer.flat(), layer.values.detach()
     survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    return LayerView(name, layer.shape, flat, values, survives, generator, layer.values.grad, passes)
+    return LayerView(name, layer.shape, flat, values, survives, generator, layer.values.grad, passes, sum_over_ranks)

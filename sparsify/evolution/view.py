@@ -12,6 +12,15 @@ from sparsify.topology import Shape
 Rule = TypeVar("Rule", bound=Callable[..., object])
 
 
+Passes = Sequence[tuple[Tensor, Tensor]]
+"""(gradient of the output (batch, out_features), input (batch, in_features)) of each of some backward passes."""
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The sum over one rank."""
+    return tensor
+
+
 @dataclass(frozen=True)
 class LayerView:
     """A layer in the middle of an evolution. Rules read it and change nothing.
@@ -24,7 +33,9 @@ class LayerView:
     generator: on the CPU, of this evolution of this layer.
     gradient: of `values`, (nnz,); None where no backward pass reached the layer.
     passes: (gradient of the output (batch, out_features), input (batch, in_features)) of each backward pass since the
-        last step; only where the growth rule is `needing_gradient`.
+        last step; only where the growth rule is `needing_gradient`. In distributed training this rank's.
+    sum_over_ranks: adds up, in place, a tensor that each rank has its own of, such as what a rule computed from
+        `passes`: rules must choose alike on every rank. `values` and `gradient` are the same on all ranks already.
     """
 
     name: str
@@ -34,7 +45,8 @@ class LayerView:
     survives: Tensor
     generator: torch.Generator
     gradient: Tensor | None = None
-    passes: Sequence[tuple[Tensor, Tensor]] = ()
+    passes: Passes = ()
+    sum_over_ranks: Callable[[Tensor], Tensor] = alone
 
     @property
     def free(self) -> int:

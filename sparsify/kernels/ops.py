@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
+from sparsify.distributed import leave_indices
 from sparsify.kernels.choice import choose
 from sparsify.kernels.recorder import record
 from sparsify.topology import Indices
@@ -26,6 +28,9 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
 
 
 def _forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
+    ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)  # torch's own, in compiled graphs too
+    if ddp is not None:
+        leave_indices(ddp)
     bias = None if bias is None else bias.contiguous()
     result: Tensor = choose(values).forward(input.contiguous(), values.contiguous(), bias, indices)
     return result

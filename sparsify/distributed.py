@@ -1,0 +1,172 @@
+"""The same topology on every rank: what the processes of one training tell each other."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from sparsify.topology import Indices, fingerprint
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from sparsify.evolution.algorithms import Evolution
+    from sparsify.linear import SparseLinear
+
+WORLD: Final = "world"
+"""In place of a process group: the default one, as soon as there is one."""
+
+WRAP = "After sparsify() wrap the model in DistributedDataParallel, and load the same checkpoint on every rank."
+ALONE = "Ranks that train different models: optimizer.process_group = None, or the group of the ranks that train one."
+WAYS_OUT = {
+    "sparse layers": ALONE,
+    "evolution": "Give sparsify() the same evolution on every rank.",
+    "step": "Load the same checkpoint on every rank.",
+    "evolutions": "Load the same checkpoint on every rank.",
+    "seed": "Load the same checkpoint on every rank.",
+    "topology": f"{WRAP} {ALONE}",
+    "values": f"{WRAP} {ALONE}",
+    "optimizer state": "Give sparsify() the same seed= on every rank, and load the same checkpoint.",
+    "new topology": "Rules must draw from layer.generator, and add up what is their rank's own: layer.sum_over_ranks.",
+}
+"""What must be the same on every rank, and what to do where it is not."""
+
+SHARDED = (
+    "FSDP leaves each rank a part of the connections, and evolution compares all of a layer's. "
+    "Use DistributedDataParallel: gradients and optimizer state are small, because the layers are sparse."
+)
+"""Why a model cannot be sharded."""
+
+
+class Ranks:
+    """The processes that train replicas of one model, this one among them.
+
+    Args:
+        group: of these processes; `WORLD` for the default one, looked up whenever it is needed, because it may be
+            initialised later than this; None where this process trains alone.
+    Attributes:
+        met: whether the ranks have found that they begin alike.
+    """
+
+    def __init__(self, group: "ProcessGroup | str | None" = WORLD) -> None:
+        known = group is None or group == WORLD
+        if not known and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(f"process_group must be a group that this process is in, or None, got {group!r}.")
+        self._given = group
+        self.met = False
+
+    @property
+    def group(self) -> "ProcessGroup | None":
+        """The group; None where this process is alone."""
+        group = self._given
+        if group == WORLD:
+            group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+        return None if group is None or group.size() < 2 else group  # type: ignore[union-attr, return-value]
+
+    def tell(self, own: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+        """What each rank says, in the order of ranks.
+
+        Args:
+            own: what this one says: some of `WAYS_OUT` -> a value, or layer -> value, which must be the same on all
+                ranks; and other keys, which need not.
+            device: the model's.
+        Raises:
+            RuntimeError: on every rank, where they differ.
+        """
+        group = self.group
+        if group is None:
+            return [own]
+        everyone = [own] * group.size()
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # NCCL uses the current one
+            dist.all_gather_object(everyone, own, group=group)
+        compare(everyone)
+        return everyone
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' tensors, in place."""
+        if (group := self.group) is not None:
+            dist.all_reduce(tensor, group=group)
+        return tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
+        return Ranks(self._given)  # groups cannot be copied
+
+    def __reduce__(self) -> tuple[type["Ranks"], tuple[str | None]]:
+        return Ranks, (None if self._given is None else WORLD,)  # nor pickled
+
+
+def standing(layers: Mapping[str, "SparseLinear"], step: int, evolutions: int) -> dict[str, Any]:
+    """Where a rank stands, in short hashes."""
+    return {
+        "sparse layers": {name: (layer.shape, layer.nnz) for name, layer in layers.items()},
+        "step": step,
+        "evolutions": evolutions,
+        "topology": {name: fingerprint(layer.crow, layer.col) for name, layer in layers.items()},
+        "values": {name: fingerprint(layer.values) for name, layer in layers.items()},
+    }
+
+
+def compare(everyone: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RuntimeError unless all ranks say the same of `WAYS_OUT`."""
+    first = everyone[0]
+    for what in (what for what in WAYS_OUT if what in first):
+        others = [rank for rank, told in enumerate(everyone) if told[what] != first[what]]
+        if others:
+            where = _first_difference(first[what], everyone[others[0]][what])
+            ranks = f"rank {others[0]}" if len(others) == 1 else f"ranks {', '.join(map(str, others))}"
+            raise RuntimeError(
+                f"{what} must be the same on every rank, got another on {ranks} than on rank 0{where}. {WAYS_OUT[what]}"
+            )
+
+
+def count_changes(evolution: "Evolution") -> RuntimeError:
+    """The error of an algorithm that changes a layer's number of connections."""
+    return RuntimeError(
+        f"evolution must keep each layer's number of connections in distributed training, got {evolution!r}: "
+        "DistributedDataParallel sends gradients of a fixed size. Use SET or RigL at the density of the end."
+    )
+
+
+def no_pass(layer: "SparseLinear") -> tuple[Tensor, Tensor]:
+    """The operands of a backward pass that adds nothing, for a rank that had none."""
+    zeros = layer.values.detach().new_zeros
+    return zeros(1, layer.out_features), zeros(1, layer.in_features)
+
+
+def leave_indices(ddp: DistributedDataParallel) -> None:
+    """Have `ddp` send no indices of sparse layers from its next forward pass on; called in its first.
+
+    With its default broadcast_buffers=True it sends every buffer before every forward pass. Indices are equal on all
+    ranks already, and would be several times as many bytes as the gradients.
+
+    Raises:
+        RuntimeError: `ddp` is older than a sparse layer in it, and would not send its gradient.
+    """
+    if ddp in _relieved:
+        return
+    from sparsify.linear import SparseLinear  # which imports the kernels, and they this room
+
+    modules = ddp.module.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in modules if isinstance(module, SparseLinear)}
+    sent = {id(parameter) for parameter in ddp._module_parameters}
+    for name, layer in layers.items():
+        values = f"{name}.values".lstrip(".")
+        if layer.values.requires_grad and id(layer.values) not in sent and values not in ddp.parameters_to_ignore:
+            raise RuntimeError(
+                f"model must be wrapped in DistributedDataParallel after sparsify(), got layer {name!r} in one wrapped "
+                "before. (Lightning wraps between configure_model and configure_optimizers.)"
+            )
+    ddp.parameters_to_ignore |= {f"{name}.{index}".lstrip(".") for name in layers for index in Indices._fields}
+    _relieved.add(ddp)
+    ddp._assign_modules_buffers()  # type: ignore[no-untyped-call]  # it looks whether there are any before it looks which
+
+
+def _first_difference(one: object, other: object) -> str:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        names: Iterable[str] = [*one, *other]
+        return next(f" in layer {name!r}" for name in names if one.get(name) != other.get(name))
+    return f": {other} and {one}"
