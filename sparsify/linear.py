@@ -220,7 +220,8 @@ class SparseLinear(nn.Module):
             raise ValueError(f"input must be (*, {self.in_features}), got {tuple(input.shape)}.")
         if device != values.device:
             raise ValueError(f"input must be on the layer's device {values.device}, got {device}.")
-        if torch.is_autocast_enabled(device.type) and input.dtype != torch.float64:
+        both = input.dtype, values.dtype  # autocast takes neither float64 nor what is not floating-point
+        if torch.is_autocast_enabled(device.type) and input.is_floating_point() and torch.float64 not in both:
             input = input.to(torch.get_autocast_dtype(device.type))
         elif input.dtype != values.dtype:
             raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")

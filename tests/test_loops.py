@@ -190,6 +190,14 @@ def test_gradients_may_be_zeroed_in_every_way(evolution, first, zero):
     assert_same(train(first, zero), train(True, lambda model, optimizer: optimizer.zero_grad()))
 
 
+def test_a_loop_that_never_zeroes_its_gradients_hoards_no_passes():
+    model, optimizer = pair(RigL(interval=1))
+    for batch in batches(3):
+        loss_of(model, batch).backward()
+        optimizer.step()
+        assert len(optimizer._self_recorders["0"].passes) == 1
+
+
 def test_groups_with_options_of_their_own_train_as_the_dense_twin_does():
     def make(parameters):
         parameters = list(parameters)

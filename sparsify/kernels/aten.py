@@ -25,8 +25,7 @@ def serves(values: Tensor) -> bool:
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
     weight = csr_tensor(indices.crow, indices.col, values, (len(indices.crow) - 1, input.shape[1]))
-    with torch.autocast(values.device.type, enabled=False):  # its half precision is not made for sparse matrices
-        output = (weight @ input.t()).t().contiguous()
+    output = _product(input, weight)
     return output if bias is None else output + bias
 
 
@@ -38,11 +37,17 @@ def backward(
     grad_input = grad_values = None
     if needs[0]:
         transposed = csr_tensor(indices.ccol, indices.csc_row, values[indices.csc_order], shape[::-1])
-        grad_input = (transposed @ grad.t()).t().contiguous()
+        grad_input = _product(grad, transposed)
     if needs[1]:
         pattern = csr_tensor(indices.crow, indices.col, torch.zeros_like(values), shape)
         grad_values = torch.sparse.sampled_addmm(pattern, grad.t(), input).values()
     return grad_input, grad_values, grad.sum(0) if needs[2] else None
+
+
+def _product(input: Tensor, matrix: Tensor) -> Tensor:
+    """`input @ matrix.T`."""
+    with torch.autocast(input.device.type, enabled=False):  # its half precision is not made for sparse matrices
+        return (matrix @ input.t()).t().contiguous()
 
 
 def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
