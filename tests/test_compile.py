@@ -168,6 +168,34 @@ def test_exported_saved_and_loaded_with_a_free_batch_size():
     assert set(loaded.state_dict) == set(model.state_dict())
 
 
+def encoder():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, dtype=torch.float64)
+    model = nn.TransformerEncoder(layer, 1)
+    return sparsify(model, torch.optim.Adam(model.parameters(), 0.01), 0.3, evolution=RigL(interval=1))
+
+
+def test_sparse_attention_trains_in_one_graph(counter):
+    model, optimizer = encoder()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for _ in range(3):
+        x = torch.randn(3, 5, 16, dtype=torch.float64)
+        optimizer.zero_grad()
+        out, expected = compiled(x), model(x)
+        torch.testing.assert_close(out, expected)
+        out.square().mean().backward()
+        optimizer.step()
+    assert len(optimizer.history[-1].grown) == 6
+    assert counter.frame_count == 1
+
+
+def test_sparse_attention_exported_with_a_free_batch_size():
+    model, _ = encoder()
+    sizes = ({0: torch.export.Dim("batch", min=2)},)
+    program = torch.export.export(model.eval(), (torch.randn(3, 5, 16, dtype=torch.float64),), dynamic_shapes=sizes)
+    x = torch.randn(7, 5, 16, dtype=torch.float64)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_exported_layers_of_any_rank():
     layer = SparseLinear(12, 5, 0.3)
     program = torch.export.export(nn.Sequential(layer), (torch.randn(2, 3, 12),))

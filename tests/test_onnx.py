@@ -38,8 +38,15 @@ def exported(model, *inputs, path, dynamic):
     return run
 
 
-@pytest.mark.parametrize("form", [densify, lambda model: model, lambda model: trim(model, 0.5)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        (densify, torch.float32),
+        (lambda model: model, torch.float32),
+        (lambda model: model, torch.float64),
+        (lambda model: trim(model, 0.5), torch.float32),
+    ],
+)
 def test_onnxruntime_gives_the_same_for_batches_of_any_size(form, dtype, tmp_path):
     model = trained(12, 16, 4, dtype=dtype)
     form = form(model)
@@ -54,6 +61,14 @@ def test_layers_without_bias_of_any_rank(tmp_path):
     model, _ = sparsify(model, None, 0.3)
     run = exported(model.eval(), torch.randn(2, 3, 12), path=tmp_path / "model.onnx", dynamic=({0: "batch"},))
     x = torch.randn(6, 3, 12)
+    torch.testing.assert_close(run(x), model(x).detach())
+
+
+def test_a_transformer_encoder(tmp_path):
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model, _ = sparsify(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), None, 0.3)
+    x = torch.randn(3, 5, 16)
+    run = exported(model.eval(), x, path=tmp_path / "model.onnx", dynamic=None)
     torch.testing.assert_close(run(x), model(x).detach())
 
 
