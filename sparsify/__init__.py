@@ -1,11 +1,12 @@
 """Train any PyTorch model truly sparse: `model, optimizer = sparsify(model, optimizer, density=0.1)`."""
 
-from sparsify.api import densify, sparsify
+from sparsify.api import sparsify
 from sparsify.attention import SparseMultiheadAttention
 from sparsify.distributions import epsilon, erdos_renyi, uniform
 from sparsify.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
 from sparsify.evolution.rewire import trim
 from sparsify.initialization import fan_in_uniform, zeros
+from sparsify.interchange import densify
 from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer
 from sparsify.planning import plan, summary

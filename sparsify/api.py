@@ -1,6 +1,5 @@
-"""`sparsify()` and `densify()`: plan, check, replace, wrap."""
+"""`sparsify()`: plan, check, replace, wrap."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Literal, overload
@@ -10,11 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparsify import meta, optimizer_state, surgery, topology
-from sparsify.attention import SparseMultiheadAttention
 from sparsify.candidates import find
 from sparsify.distributions import Distribution, erdos_renyi
 from sparsify.evolution import SET, Evolution
-from sparsify.linear import SparseLinear, adopt
+from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer, check_arguments
 from sparsify.optimizer_state import GrownState
 from sparsify.planning import FULL, Density, plan
@@ -123,35 +121,6 @@ def sparsify(
             wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed, targets=targets)
         undo.pop_all()
     return replaced.get(model, model), wrapped
-
-
-def densify(model: nn.Module) -> nn.Module:
-    """Make a dense copy of a sparse model: ordinary nn.Linear layers, ordinary state-dict keys, the same function.
-
-    Args:
-        model: left as it is, so that training can go on.
-    Returns:
-        a deep copy of the model, its sparse layers dense.
-    """
-    dense: dict[int, nn.Module] = {}
-    for module in model.modules():
-        if isinstance(module, SparseMultiheadAttention):
-            dense[id(module)] = module.to_attention()
-        elif isinstance(module, SparseLinear):
-            dense[id(module)] = _conv1d(module) if module.transposed else module.to_linear()
-    return copy.deepcopy(model, dense)
-
-
-def _conv1d(layer: SparseLinear) -> nn.Module:
-    """A dense Conv1D of Hugging Face's that computes the same as `layer`."""
-    from transformers.pytorch_utils import Conv1D
-
-    linear = layer.to_linear()
-    dense: nn.Module = Conv1D(layer.out_features, layer.in_features)  # type: ignore[no-untyped-call]
-    dense.weight = nn.Parameter(linear.weight.detach().t().contiguous(), linear.weight.requires_grad)
-    dense.bias = linear.bias
-    adopt(dense, layer)
-    return dense
 
 
 def _first_counts(

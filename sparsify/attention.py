@@ -96,10 +96,10 @@ class SparseMultiheadAttention(nn.Module):
         if is_causal and attn_mask is None:
             raise ValueError("attn_mask must be given where is_causal says that it is causal, got None.")
         causal = is_causal and key_padding_mask is None and not need_weights
-        sizes = len(q), q.shape[2], k.shape[2]
+        sizes = q.shape[0], q.shape[2], k.shape[2]  # not len(q), which would fix the batch size of an exported program
         mask = None if causal else self._mask(attn_mask, key_padding_mask, query.dtype, sizes)
         if self.bias_k is not None and self.bias_v is not None:
-            of_bias = (self._by_head(bias, True).expand(len(q), -1, -1, -1) for bias in (self.bias_k, self.bias_v))
+            of_bias = (self._by_head(bias, True).expand(q.shape[0], -1, -1, -1) for bias in (self.bias_k, self.bias_v))
             k, v = (torch.cat([one, other], dim=2) for one, other in zip((k, v), of_bias, strict=True))
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))

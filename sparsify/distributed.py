@@ -137,6 +137,9 @@ def no_pass(layer: "SparseLinear") -> tuple[Tensor, Tensor]:
     return zeros(1, layer.out_features), zeros(1, layer.in_features)
 
 
+_relieved: WeakSet[DistributedDataParallel] = WeakSet()
+
+
 def leave_indices(ddp: DistributedDataParallel) -> None:
     """Have `ddp` send no indices of sparse layers from its next forward pass on; called in its first.
 

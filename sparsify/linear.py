@@ -94,6 +94,22 @@ class SparseLinear(nn.Module):
         self._set_topology(flat)
 
     @classmethod
+    def from_topology(
+        cls, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None = None
+    ) -> "SparseLinear":
+        """Make a layer of these very connections; nothing is checked or copied.
+
+        Args:
+            shape: (out_features, in_features).
+            flat: the topology as sorted, unique flat indices `row * in_features + col`, (nnz,) int64.
+            values: of the connections in the same order, (nnz,).
+            bias: (out_features,) or None.
+        """
+        layer = cls.__new__(cls)
+        layer._assemble(shape, flat, values, bias)
+        return layer
+
+    @classmethod
     def from_linear(
         cls,
         linear: nn.Linear,
@@ -133,8 +149,7 @@ class SparseLinear(nn.Module):
             scale = 1.0
         else:
             raise ValueError(f'start must be "random" or "magnitude", got {start!r}.')
-        layer = cls.__new__(cls)
-        layer._assemble(shape, flat, weight.flatten()[flat] * scale, linear.bias)
+        layer = cls.from_topology(shape, flat, weight.flatten()[flat] * scale, linear.bias)
         if linear.weight.grad is not None:
             layer.values.grad = linear.weight.grad.flatten()[flat]
         adopt(layer, linear)
@@ -205,7 +220,8 @@ class SparseLinear(nn.Module):
             raise ValueError(f"input must be (*, {self.in_features}), got {tuple(input.shape)}.")
         if device != values.device:
             raise ValueError(f"input must be on the layer's device {values.device}, got {device}.")
-        if torch.is_autocast_enabled(device.type) and input.dtype != torch.float64:
+        both = input.dtype, values.dtype  # autocast takes neither float64 nor what is not floating-point
+        if torch.is_autocast_enabled(device.type) and input.is_floating_point() and torch.float64 not in both:
             input = input.to(torch.get_autocast_dtype(device.type))
         elif input.dtype != values.dtype:
             raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")

@@ -82,9 +82,11 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_ranks = Ranks()
         self._self_recorders: dict[str, Recorder] = {}
         self._watch()
+        # A compiled step() calls these as they are: traced, evolution would fall into dozens of graphs.
+        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         with ExitStack() as undo:
-            undo.callback(optimizer.register_step_pre_hook(self._before_step).remove)
-            optimizer.register_step_post_hook(self._after_step)
+            undo.callback(optimizer.register_step_pre_hook(before).remove)
+            optimizer.register_step_post_hook(after)
             undo.pop_all()
 
     @property

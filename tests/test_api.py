@@ -265,31 +265,6 @@ def test_factored_state_cannot_be_moved_and_says_so():
     assert_same(snapshot(model, optimizer), before)
 
 
-def test_densify_gives_ordinary_layers_and_leaves_the_sparse_model_training():
-    model = mlp(12, 16, 4)
-    model, optimizer = sparsify(model, sgd(model), 0.3, evolution=SET(interval=2))
-    for _ in range(5):
-        step(model, optimizer)
-    dense, x = densify(model), torch.randn(8, 12)
-    assert list(dense.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    assert type(dense[0]) is nn.Linear
-    torch.testing.assert_close(dense(x), model(x))
-    assert isinstance(model[0], SparseLinear)
-    step(model, optimizer)
-    assert not torch.allclose(dense(x), model(x))
-    fresh, _ = sparsify(dense, None, 0.3, start="magnitude")
-    assert isinstance(fresh[0], SparseLinear)
-
-
-def test_a_dense_checkpoint_loads_into_a_sparse_model_and_back():
-    model = mlp(12, 16, 4)
-    state = copy.deepcopy(model.state_dict())
-    sparse, _ = sparsify(model, None, 0.3)
-    sparse.load_state_dict(state)
-    assert torch.equal(sparse[0].values, state["0.weight"].flatten()[sparse[0].flat()])
-    mlp(12, 16, 4).load_state_dict(densify(sparse).state_dict())
-
-
 def test_trim_drops_the_weakest_of_each_sign_for_good():
     model, _ = sparsify(mlp(40, 30, 4), None, 0.3)
     layer = model[0]

@@ -5,10 +5,9 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
-from sparsify import SET, SparseLinear, kernels, library, sparsify, topology
+from sparsify import SparseLinear, kernels, library, topology
 
 needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
 EACH = [
@@ -79,45 +78,6 @@ def test_the_operators_are_well_formed(name):
     with kernels.use(name):
         for bias in (layer.bias, None):
             torch.library.opcheck(torch.ops.sparsify.linear, (x, layer.values, bias, *indices))
-
-
-@pytest.mark.parametrize("name", EACH)
-def test_compiled_in_one_graph_and_not_again_after_evolutions(name):
-    torch._dynamo.reset()
-    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(interval=1))
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, fullgraph=True, backend=counter)
-    with kernels.use(name):
-        for _ in range(5):
-            x = torch.randn(6, 30)
-            loss, expected = compiled(x).square().sum(), model(x).square().sum()
-            torch.testing.assert_close(loss, expected)
-            wanted = torch.autograd.grad(expected, list(model.parameters()))
-            optimizer.zero_grad()
-            loss.backward()
-            for parameter, grad in zip(model.parameters(), wanted, strict=True):
-                torch.testing.assert_close(parameter.grad, grad)
-            optimizer.step()
-    assert len(optimizer.history) == 5
-    assert counter.frame_count == 1
-
-
-def test_compiled_without_gradients():
-    torch._dynamo.reset()
-    layer, x = SparseLinear(30, 20, 0.2), torch.randn(2, 3, 30)
-    with torch.no_grad():
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
-    torch.testing.assert_close(compiled, layer(x))
-
-
-def test_exported_with_a_free_batch_size():
-    layer = SparseLinear(30, 20, 0.2)
-    batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(layer, (torch.randn(4, 30),), dynamic_shapes=({0: batch},))
-    x = torch.randn(9, 30)
-    torch.testing.assert_close(program.module()(x), layer(x))
 
 
 @pytest.mark.parametrize("name", EACH)

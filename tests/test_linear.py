@@ -8,7 +8,7 @@ import torch_sparse
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SparseLinear, kernels
+from sparsify import SparseLinear
 
 
 def dense_twin(layer):
@@ -168,15 +168,6 @@ def test_half_precision_is_accumulated_in_float32(dtype):
     assert out.dtype == dtype
     expected = F.linear(x.double(), layer.to_dense().double(), layer.bias.double())
     assert (out.double() - expected).abs().max() < 3 * torch.finfo(dtype).eps * expected.abs().max()
-
-
-@pytest.mark.parametrize("name", kernels.available())
-def test_autocast_gives_the_dtype_that_linear_gives(name):
-    layer, x = SparseLinear(20, 12, 0.3), torch.randn(3, 20)
-    with kernels.use(name), torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == nn.Linear(20, 12)(x).dtype == torch.bfloat16
-        layer(layer(x).float().new_zeros(2, 20)).sum().backward()
-    assert layer.values.grad.dtype == torch.float32
 
 
 def test_state_dict_carries_values_and_topology_only():

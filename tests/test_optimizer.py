@@ -4,7 +4,6 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from sparsify import SET, Evolution, SparseLinear, SparseOptimizer, Static, coin, sparsify, trim
 
@@ -137,90 +136,6 @@ def test_mean_grown_state():
         if place not in old:
             assert first == 0
             assert second == pytest.approx(sum(survivors) / len(survivors), rel=1e-5)
-
-
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda o: StepLR(o, 2, 0.5),
-        lambda o: CosineAnnealingLR(o, 10),
-        lambda o: OneCycleLR(o, 0.1, total_steps=20),
-    ],
-)
-def test_schedulers_built_before_and_after(make, before):
-    torch.manual_seed(0)
-    model = mlp(12, 16, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01, momentum=0.9)
-    expected_scheduler = make(reference)
-    scheduler = make(optimizer) if before else None
-    model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(interval=3))
-    scheduler = scheduler or make(optimizer)
-    rates, expected = [], []
-    for _ in range(7):
-        train(model, optimizer, 1)
-        scheduler.step()  # warns, and so fails, if it has not seen optimizer.step()
-        reference.step()
-        expected_scheduler.step()
-        rates.append(optimizer.param_groups[0]["lr"])
-        expected.append(reference.param_groups[0]["lr"])
-    assert rates == expected
-    assert [record.step for record in optimizer.history] == [3, 6]
-
-
-def test_plateau_scheduler():
-    model, optimizer = pair()
-    scheduler = ReduceLROnPlateau(optimizer, patience=0)
-    for _ in range(4):
-        train(model, optimizer, 1)
-        scheduler.step(1.0)
-    assert optimizer.param_groups[0]["lr"] < 0.01
-
-
-@pytest.mark.parametrize("fused", [False, True])  # GradScaler skips a plain optimizer and steps a fused one in vain
-def test_a_step_on_infinite_gradients_does_not_count(fused):
-    model, optimizer = pair(SET(interval=1), make=lambda p, lr: torch.optim.Adam(p, lr, fused=fused))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    for bad in (False, True, False):
-        optimizer.zero_grad()
-        scaler.scale(model(torch.randn(8, 12)).square().mean()).backward()
-        if bad:
-            model[0].values.grad[0] = float("inf")
-        scaler.step(optimizer)
-        scaler.update()
-    assert [record.step for record in optimizer.history] == [1, 2]
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-def test_clipping_accumulation_and_closures():
-    model, optimizer = pair(SET(interval=2))
-    for _ in range(4):
-        for _ in range(3):
-            model(torch.randn(8, 12)).square().mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-    loss = optimizer.step(lambda: backward(model, optimizer))
-    assert loss > 0
-    assert [record.step for record in optimizer.history] == [2, 4]
-
-
-def test_step_hooks_of_the_user_run():
-    model, optimizer = pair()
-    calls = []
-    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
-    train(model, optimizer, 2)
-    assert calls == ["after", "after"]
-
-
-def test_param_groups_added_later_are_trained():
-    model, optimizer = pair()
-    extra = nn.Parameter(torch.ones(3))
-    optimizer.add_param_group({"params": [extra]})
-    extra.grad = torch.ones(3)
-    train(model, optimizer, 4)
-    assert len(optimizer.param_groups) == 2
 
 
 def test_an_optimizer_of_other_state_is_refused_at_evolution_and_nothing_changed():

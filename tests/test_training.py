@@ -137,10 +137,11 @@ class DenseTwin:
     def topology(layer):
         return torch.zeros(layer.shape, dtype=torch.bool).flatten().index_fill(0, layer.flat(), True).view(layer.shape)
 
-    def step(self, batch):
+    def step(self, batch, after_backward=lambda: None):
         def hold():
             for weight, active in self.active.items():
                 weight.grad *= active
+            after_backward()
 
         return step(self.model, self.optimizer, batch, hold)
 

@@ -24,9 +24,8 @@ def serves(values: Tensor) -> bool:
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
-    weight = _matrix(indices.crow, indices.col, values, (len(indices.crow) - 1, input.shape[1]))
-    with torch.autocast(values.device.type, enabled=False):  # its half precision is not made for sparse matrices
-        output = (weight @ input.t()).t().contiguous()
+    weight = csr_tensor(indices.crow, indices.col, values, (len(indices.crow) - 1, input.shape[1]))
+    output = _product(input, weight)
     return output if bias is None else output + bias
 
 
@@ -37,15 +36,22 @@ def backward(
     shape = grad.shape[1], input.shape[1]
     grad_input = grad_values = None
     if needs[0]:
-        transposed = _matrix(indices.ccol, indices.csc_row, values[indices.csc_order], shape[::-1])
-        grad_input = (transposed @ grad.t()).t().contiguous()
+        transposed = csr_tensor(indices.ccol, indices.csc_row, values[indices.csc_order], shape[::-1])
+        grad_input = _product(grad, transposed)
     if needs[1]:
-        pattern = _matrix(indices.crow, indices.col, torch.zeros_like(values), shape)
+        pattern = csr_tensor(indices.crow, indices.col, torch.zeros_like(values), shape)
         grad_values = torch.sparse.sampled_addmm(pattern, grad.t(), input).values()
     return grad_input, grad_values, grad.sum(0) if needs[2] else None
 
 
-def _matrix(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+def _product(input: Tensor, matrix: Tensor) -> Tensor:
+    """`input @ matrix.T`."""
+    with torch.autocast(input.device.type, enabled=False):  # its half precision is not made for sparse matrices
+        return (matrix @ input.t()).t().contiguous()
+
+
+def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """PyTorch's CSR tensor of these parts, which it shares; they are not checked."""
     _say_beta_once()
     return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsify.distributed import leave_indices
@@ -78,6 +80,23 @@ def _linear(
 @_linear.register_fake
 def _(input: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *indices: Tensor) -> Tensor:
     return input.new_empty(input.shape[0], crow.shape[0] - 1)
+
+
+@register_decomposition(torch.ops.sparsify.linear.default)
+def _by_dense_weight(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    ccol: Tensor,
+    csc_row: Tensor,
+    csc_order: Tensor,
+) -> Tensor:
+    """The product in ATen's operators, for exporters that know no other, such as torch.onnx's."""
+    row = csc_row.scatter(0, csc_order.long(), csc_row)
+    weight = values.new_zeros(crow.shape[0] - 1, ccol.shape[0] - 1)
+    return F.linear(input, weight.index_put((row.long(), col.long()), values), bias)
 
 
 @torch.library.custom_op("sparsify::linear_backward", mutates_args=())
