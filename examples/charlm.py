@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -92,6 +93,9 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        for last in self.projection, self.mlp[2]:  # so that a new block changes nothing
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, time, width) to the same shape."""
@@ -152,7 +156,7 @@ def train(variant: str, width: int, text: Text, options: argparse.Namespace) -> 
     result = Result(f"{variant}, width {width}", model, [], [], *count(model), 0, 0.0)
     print(f"\n{result.name}: {result.parameters:,} parameters")
     every = max(1, options.steps // options.validations)
-    bits, seconds = 0.0, 0.0
+    recent, seconds = [], 0.0
     progress = tqdm(batches(text.train, options), total=options.steps, unit="step", leave=False, disable=options.quiet)
     for step, (inputs, targets) in enumerate(progress, 1):
         start = time.perf_counter()
@@ -162,13 +166,13 @@ def train(variant: str, width: int, text: Text, options: argparse.Namespace) -> 
         optimizer.step()
         scheduler.step()
         seconds += time.perf_counter() - start
-        bits += loss.item() / math.log(2) / every
-        if step % every == 0:
+        recent.append(loss.item() / math.log(2))
+        if step % every == 0 or step == options.steps:
             result.steps.append(step)
             result.bits.append(validate(model, text.validation, options))
             said = sample(model, text, options.prompt, 50, options.temperature, options.seed).replace("\n", "↵")
-            progress.write(f"step {step:5}  train {bits:.3f}  validation {result.bits[-1]:.3f}  {said}")
-            bits = 0.0
+            progress.write(f"step {step:5}  train {fmean(recent):.3f}  validation {result.bits[-1]:.3f}  {said}")
+            recent.clear()
     return result._replace(bytes=held_bytes(model, optimizer), seconds=seconds)
 
 
@@ -176,7 +180,7 @@ def rate(step: int, warmup: int, steps: int) -> float:
     """Share of the learning rate: up a line, then down a cosine to a hundredth."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
 
 def batches(tokens: Tensor, options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
@@ -210,7 +214,7 @@ def bits_of_frequencies(text: Text) -> float:
 def sample(model: GPT, text: Text, prompt: str, length: int, temperature: float, seed: int) -> str:
     """Draw so many characters after `prompt`, one by one."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = encode(prompt, text.characters).tolist()
+    tokens = encode(prompt or "\n", text.characters).tolist()
     for _ in range(length):
         logits = model(torch.tensor([tokens[-len(model.position) :]]))[0, -1] / temperature
         logits[0] = -math.inf  # UNKNOWN
@@ -277,9 +281,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--density", type=float, default=0.1, help="share of the connections kept, in (0, 1]")
     parser.add_argument("--evolution", choices=EVOLUTIONS, default="RigL", help="how the topology evolves")
     parser.add_argument("--interval", type=int, default=100, help="optimizer steps between evolutions")
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate, after warm-up")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows of text in a step")
+    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate, after warm-up")
     parser.add_argument("--width", type=int, default=256, help="a multiple of --heads")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
@@ -298,11 +302,25 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raise where a network or a sample of these options cannot be."""
+    if options.width % options.heads:
+        raise ValueError(f"--width must be a multiple of --heads, got {options.width} and {options.heads}.")
+    if options.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {options.steps}.")
+    if options.temperature <= 0:
+        raise ValueError(f"--temperature must be above 0, got {options.temperature:g}.")
+
+
 def main() -> None:
     """Train, print a sample and a table, save a picture."""
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
-    text = read_text(options.megabytes)
+    try:
+        check(options)
+        text = read_text(options.megabytes)
+    except ValueError as error:
+        sys.exit(f"charlm.py: {error}")
     print(f"{text.files} modules: {len(text.train):,} characters for training, {len(text.validation):,} held out")
     sparse = train(options.evolution, options.width, text, options)
     said = sample(sparse.model, text, options.prompt, options.length, options.temperature, options.seed)
