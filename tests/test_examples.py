@@ -91,6 +91,7 @@ def test_charlm_reads_the_same_modules_each_time_and_holds_whole_ones_out():
     assert len(text.train) + len(text.validation) <= 400_000
     first = (Path(sysconfig.get_paths()["stdlib"]) / "__future__.py").read_text()
     assert torch.equal(text.validation[: len(first)], charlm.encode(first, text.characters))
+    assert first not in "".join(text.characters[token] for token in text.train)
 
 
 @pytest.mark.parametrize("option", ["--width 30", "--steps 0", "--temperature 0"])
