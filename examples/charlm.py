@@ -151,9 +151,10 @@ def train(variant: str, width: int, text: Text, options: argparse.Namespace) -> 
         evolving = evolution(variant, options.steps, options.interval)
         model, optimizer = sparsify(model, optimizer, options.density, evolution=evolving, seed=options.seed)
 
+    name = f"dense, width {width}" if variant == "dense" else f"sparse ({variant}), width {width}"
     warmup = max(1, options.steps // 20)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, warmup, options.steps))
-    result = Result(f"{variant}, width {width}", model, [], [], *count(model), 0, 0.0)
+    result = Result(name, model, [], [], *count(model), 0, 0.0)
     print(f"\n{result.name}: {result.parameters:,} parameters")
     every = max(1, options.steps // options.validations)
     recent, seconds = [], 0.0
@@ -241,16 +242,15 @@ def narrow(parameters: int, text: Text, options: argparse.Namespace) -> int:
 
 def print_table(results: list[Result], frequencies: float) -> None:
     """The models side by side."""
-    table = Table("", "bits per character", "connections", "parameters", "MiB of weights + optimizer", "s", "ms a step")
+    table = Table("", "bits per character", "connections", "parameters", "weights + optimizer", "training", "a step")
     for column in table.columns[1:]:
         column.justify = "right"
     table.add_row("frequencies alone", f"{frequencies:.3f}")
     for r in results:
-        held, pace = f"{r.bytes / 2**20:.1f}", f"{1000 * r.seconds / r.steps[-1]:.0f}"
-        table.add_row(
-            r.name, f"{r.bits[-1]:.3f}", f"{r.connections:,}", f"{r.parameters:,}", held, f"{r.seconds:.0f}", pace
-        )
-    Console(width=110).print(table)
+        counts = f"{r.connections:,}", f"{r.parameters:,}"
+        times = f"{r.seconds:.0f} s", f"{1000 * r.seconds / r.steps[-1]:.0f} ms"
+        table.add_row(r.name, f"{r.bits[-1]:.3f}", *counts, f"{r.bytes / 2**20:.1f} MiB", *times)
+    Console(width=120).print(table)
 
 
 def plot(results: list[Result], path: Path, title: str) -> None:
@@ -260,14 +260,15 @@ def plot(results: list[Result], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for r in results:
-        label = f"{r.name}: {r.bits[-1]:.3f}, {r.parameters:,} parameters"
-        axes.plot(r.steps, r.bits, marker=".", label=label)
-    axes.set(title=title, xlabel="step", ylabel="bits per character of held-out files")
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for r in sorted(results, key=lambda r: -r.bits[-1]):  # the legend in the order of the lines
+        label = f"{r.name}: {r.bits[-1]:.2f}, {r.parameters / 1e6:.2f} million parameters"
+        axes.plot(r.steps, r.bits, marker="o", markersize=3, linewidth=1.8, label=label)
+    highest = max(r.bits[len(r.bits) // 20] for r in results)
+    axes.set(title=title, xlabel="step", ylabel="bits per character of held-out files", ylim=(None, highest + 0.1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -279,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--density", type=float, default=0.1, help="share of the connections kept, in (0, 1]")
-    parser.add_argument("--evolution", choices=EVOLUTIONS, default="RigL", help="how the topology evolves")
+    parser.add_argument("--evolution", choices=EVOLUTIONS, default="SET", help="how the topology evolves")
     parser.add_argument("--interval", type=int, default=100, help="optimizer steps between evolutions")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=16, help="windows of text in a step")
@@ -324,7 +325,7 @@ def main() -> None:
     print(f"{text.files} modules: {len(text.train):,} characters for training, {len(text.validation):,} held out")
     sparse = train(options.evolution, options.width, text, options)
     said = sample(sparse.model, text, options.prompt, options.length, options.temperature, options.seed)
-    console = Console(width=110)
+    console = Console(width=120)
     console.print()
     console.rule(f"{sparse.name}, temperature {options.temperature:g}")
     console.print(Syntax(options.prompt + said, "python", theme="ansi_dark", background_color="default"))
@@ -336,7 +337,7 @@ def main() -> None:
     print_table(results, bits_of_frequencies(text))
     options.out.mkdir(parents=True, exist_ok=True)
     picture = options.out / "charlm.png"
-    plot(results, picture, f"GPT, {options.layers} layers, density {options.density:g}")
+    plot(results, picture, f"GPT of {options.layers} layers on Python's standard library, density {options.density:g}")
     print(f"saved {picture}")
 
 
