@@ -154,10 +154,9 @@ def train(variant: str, width: int, text: Text, options: argparse.Namespace) -> 
     name = f"dense, width {width}" if variant == "dense" else f"sparse ({variant}), width {width}"
     warmup = max(1, options.steps // 20)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, warmup, options.steps))
-    result = Result(name, model, [], [], *count(model), 0, 0.0)
-    print(f"\n{result.name}: {result.parameters:,} parameters")
+    print(f"\n{name}: {count(model)[1]:,} parameters")
     every = max(1, options.steps // options.validations)
-    recent, seconds = [], 0.0
+    steps, bits, recent, seconds = [], [], [], 0.0
     progress = tqdm(batches(text.train, options), total=options.steps, unit="step", leave=False, disable=options.quiet)
     for step, (inputs, targets) in enumerate(progress, 1):
         start = time.perf_counter()
@@ -169,12 +168,13 @@ def train(variant: str, width: int, text: Text, options: argparse.Namespace) -> 
         seconds += time.perf_counter() - start
         recent.append(loss.item() / math.log(2))
         if step % every == 0 or step == options.steps:
-            result.steps.append(step)
-            result.bits.append(validate(model, text.validation, options))
-            said = sample(model, text, options.prompt, 50, options.temperature, options.seed).replace("\n", "↵")
-            progress.write(f"step {step:5}  train {fmean(recent):.3f}  validation {result.bits[-1]:.3f}  {said}")
+            steps.append(step)
+            bits.append(validate(model, text.validation, options))
+            said = sample(model, text, options.prompt, 50, options.temperature, options.seed)
+            line = (options.prompt + said).replace("\n", "↵")
+            progress.write(f"step {step:5}  train {fmean(recent):.3f}  validation {bits[-1]:.3f}  {line}")
             recent.clear()
-    return result._replace(bytes=held_bytes(model, optimizer), seconds=seconds)
+    return Result(name, model, steps, bits, *count(model), held_bytes(model, optimizer), seconds)
 
 
 def rate(step: int, warmup: int, steps: int) -> float:
@@ -328,7 +328,9 @@ def main() -> None:
     console = Console(width=120)
     console.print()
     console.rule(f"{sparse.name}, temperature {options.temperature:g}")
-    console.print(Syntax(options.prompt + said, "python", theme="ansi_dark", background_color="default"))
+    console.print(
+        Syntax(options.prompt + said, "python", theme="ansi_dark", background_color="default", word_wrap=True)
+    )
     console.rule()
     results = [sparse]
     if options.compare:
