@@ -294,7 +294,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--windows", type=int, default=256, help="of held-out text at each validation")
     parser.add_argument("--prompt", default="def ", help="what the sample goes on from")
     parser.add_argument("--length", type=int, default=400, help="of the sample, in characters")
-    parser.add_argument("--temperature", type=float, default=0.7, help="below 1: likelier characters")
+    parser.add_argument("--temperature", type=float, default=0.6, help="below 1: likelier characters")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compare", action="store_true", help="train a dense and a narrow dense GPT beside it")
