@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from sparsify import SET, Evolution, GraNet, RigL, SparseLinear, Static, plan, sparsify
 
+# Not of the library itself, or tables and prose.
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 HELD_OUT = 20  # one file in so many is for validation
 KINDS = 100  # of characters
