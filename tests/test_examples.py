@@ -2,12 +2,17 @@ import gzip
 import re
 import subprocess
 import sys
+import sysconfig
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import charlm
 import datasets
 import pytest
+import torch
+
+from sparsify import SparseLinear
 
 EXAMPLES = Path(datasets.__file__).parent
 
@@ -65,6 +70,54 @@ def test_ddp_trains_equal_topologies_in_two_processes_and_goes_on_in_one(tmp_pat
     (*_, first, its_twin), (*_, second, the_other_twin), (*_, third) = epochs
     assert (first, second) == (its_twin, the_other_twin)
     assert len({first, second, third}) == 3
+
+
+TINY = (
+    "--width 32 --layers 1 --heads 2 --context 32 --batch-size 16 --megabytes .4 --validations 2 --interval 20".split()
+)
+
+
+def test_charlm_learns_more_than_frequencies_and_stays_sparse():
+    options = charlm.parser().parse_args([*TINY, "--steps", "100", "--lr", ".01", "--density", ".2", "--quiet"])
+    text = charlm.read_text(options.megabytes)
+    result = charlm.train("RigL", options.width, text, options)
+    assert result.steps == [50, 100]
+    assert result.bits[-1] < charlm.bits_of_frequencies(text) - 0.3
+    block = result.model.blocks[0]
+    layers = [block.qkv, block.projection, block.mlp[0], block.mlp[2]]
+    assert all(isinstance(layer, SparseLinear) for layer in layers)
+    assert sum(layer.nnz for layer in layers) == result.connections == round(0.2 * 12 * 32 * 32)
+    for prompt in ("", "def "):
+        assert len(charlm.sample(result.model, text, prompt, length=50, temperature=0.7, seed=0)) == 50
+
+
+def test_charlm_compares_prints_and_saves(tmp_path):
+    done = run("charlm.py", *TINY, "--steps", "4", "--length", "40", "--compare", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("tied to another", "sparse (SET), width 32", "dense, width 32", "dense, width 16", "a step"):
+        assert words in done.stdout
+    assert (tmp_path / "runs" / "charlm.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_characters_that_charlm_does_not_know_are_one():
+    assert charlm.encode("bé\U0001f40da", charlm.UNKNOWN + "ab").tolist() == [2, 0, 0, 1]
+
+
+def test_charlm_reads_the_same_modules_each_time_and_holds_whole_ones_out():
+    text, again = charlm.read_text(0.4), charlm.read_text(0.4)
+    assert text.characters == again.characters
+    assert torch.equal(text.train, again.train)
+    assert len(text.train) + len(text.validation) <= 400_000
+    first = (Path(sysconfig.get_paths()["stdlib"]) / "__future__.py").read_text()
+    assert torch.equal(text.validation[: len(first)], charlm.encode(first, text.characters))
+    assert first not in "".join(text.characters[token] for token in text.train)
+
+
+@pytest.mark.parametrize("option", ["--width 30", "--steps 0", "--temperature 0"])
+def test_charlm_refuses_what_cannot_be(option):
+    name, value = option.split()
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}"):
+        charlm.check(charlm.parser().parse_args([name, value]))
 
 
 def test_a_folder_without_the_files_is_an_error_that_names_them(tmp_path):
