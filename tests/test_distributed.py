@@ -252,10 +252,10 @@ def test_an_optimizer_that_holds_a_part_of_the_state_is_refused(group_of_one):
 def test_copies_keep_that_they_are_alone():
     _, optimizer = prepare(0, RigL())
     for copied in copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)):
-        assert copied._self_ranks._given == "world"
+        assert copied._self_evolver.ranks._given == "world"
     optimizer.process_group = None
     for copied in copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)):
-        assert copied._self_ranks._given is None
+        assert copied._self_evolver.ranks._given is None
 
 
 def test_a_group_that_this_process_is_not_in_is_refused():
