@@ -110,7 +110,7 @@ class SparseMultiheadAttention(nn.Module):
         weights = None
         if need_weights:
             scores = (q * math.sqrt(1 / self.head_dim)) @ k.transpose(2, 3)
-            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+            weights = F.dropout((scores if mask is None else scores + mask.to(scores.dtype)).softmax(-1), dropout)
             heads = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:

@@ -303,10 +303,12 @@ def test_nn_transformer_trains_sparse():
 def test_autocast_gives_the_dtypes_of_the_dense_module(dtype):
     layer = sparsify(nn.Sequential(nn.MultiheadAttention(16, 4)), None, 0.4)[0][0]
     twin, x = layer.to_attention(), torch.randn(5, 3, 16)
+    masks = {}, {"attn_mask": torch.ones(5, 5).triu(1).bool()}, {"key_padding_mask": torch.zeros(3, 5).bool()}
     with torch.autocast("cpu", dtype):
         for needed in True, False:
-            ours, theirs = layer(x, x, x, need_weights=needed), twin(x, x, x, need_weights=needed)
-            torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
+            for mask in masks:
+                ours, theirs = layer(x, x, x, need_weights=needed, **mask), twin(x, x, x, need_weights=needed, **mask)
+                torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
 
 
 def test_it_compiles_whole():

@@ -164,3 +164,18 @@ def test_summary_counts_dead_units():
     assert "1 + 3" in str(summary(layer))
     [planned] = plan(nn.Linear(40, 30), 0.1).layers
     assert planned.without_inputs is planned.without_outputs is None
+
+
+def test_the_total_counts_tied_weights_once():
+    model = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False))
+    model[2].weight = model[0].weight
+    report = plan(model, 0.5)
+    assert [row.name for row in report.layers] == ["0", "1", "2"]
+    assert str(report).splitlines()[-1].split() == [
+        "total",
+        "160",
+        "0.8",
+        "128",
+        str(96 * 4 + 32 * 4 + 4 * (96 + 18)),
+        "640",
+    ]
