@@ -58,8 +58,10 @@ def sparsify(
 ) -> tuple[nn.Module, SparseOptimizer | None]:
     """Make `model` truly sparse and `optimizer` evolve its topology: the one line.
 
-    Every trainable nn.Linear becomes a `SparseLinear`; the optimizer's param groups and state move onto the new
-    parameters, at the connections kept. All or nothing: a call that raises leaves model and optimizer as they were.
+    Every trainable nn.Linear becomes a `SparseLinear`, and so does each Conv1D of Hugging Face's and each projection of
+    an nn.MultiheadAttention, which becomes a `SparseMultiheadAttention`. The optimizer's param groups and state move
+    onto the new parameters, at the connections kept. All or nothing: a call that raises leaves model and optimizer as
+    they were.
 
     A model built on the meta device never exists dense: of its sparse layers only the connections are allocated (with
     nn.Linear's initial values at the sparse fan-in), and the other modules initialise themselves.

@@ -28,6 +28,13 @@ def test_the_public_names_are_in_the_readme():
     assert [name for name in sparsify.__all__ if f"`{name}" not in README] == []
 
 
+def test_the_tests_that_the_readme_names_are_there():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", README)
+    assert len(named) > 30
+    for file, test in named:
+        assert f"\ndef {test}(" in (Path(__file__).parent / file).read_text(), f"{file}::{test}"
+
+
 def test_the_algorithm_of_the_readme_evolves():
     number = next(n for n, snippet in enumerate(SNIPPETS) if "near_the_diagonal" in snippet)
     namespace = {}
