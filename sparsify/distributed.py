@@ -152,14 +152,12 @@ def leave_indices(ddp: DistributedDataParallel) -> None:
     """
     if ddp in _relieved:
         return
-    from sparsify.linear import SparseLinear  # which imports the kernels, and they this room
-
     modules = ddp.module.named_modules(remove_duplicate=False)
-    layers = {name: module for name, module in modules if isinstance(module, SparseLinear)}
+    layers = {name: module for name, module in modules if module._buffers.keys() >= set(Indices._fields)}
     sent = {id(parameter) for parameter in ddp._module_parameters}
     for name, layer in layers.items():
-        values = f"{name}.values".lstrip(".")
-        if layer.values.requires_grad and id(layer.values) not in sent and values not in ddp.parameters_to_ignore:
+        values, key = layer.get_parameter("values"), f"{name}.values".lstrip(".")
+        if values.requires_grad and id(values) not in sent and key not in ddp.parameters_to_ignore:
             raise RuntimeError(
                 f"model must be wrapped in DistributedDataParallel after sparsify(), got layer {name!r} in one wrapped "
                 "before. (Lightning wraps between configure_model and configure_optimizers.)"
