@@ -14,7 +14,8 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
-from sparsify.topology import fingerprint
+from sparsify import topology
+from sparsify.topology import Indices, fingerprint
 
 if TYPE_CHECKING:
     from sparsify.linear import SparseLinear
@@ -50,18 +51,19 @@ def loaded(layer: "SparseLinear") -> None:
             copies[layer] = _Copy(fingerprint(layer.values))
 
 
-def trained(layer: "SparseLinear") -> None:
-    """`layer` is trained for itself: it follows no other."""
-    for copies in _copies.values():
-        copies.pop(layer, None)
-
-
 def check(name: str, layer: "SparseLinear") -> None:
-    """Raise RuntimeError if an average has begun in a copy that `layer` had left behind, and it is no whole copy."""
+    """See to the copies of `layer` that it had left behind, and that something has written to since.
+
+    Where the values are those of `layer` an average begins: the copy takes over the topology too.
+
+    Raises:
+        RuntimeError: the values are not those of `layer`: they mix different connections.
+    """
     for copy, known in _copies.get(layer, {}).items():
         if known.left_at is not None and copy.values._version != known.left_at:
-            if not (_same_topology(layer, copy) and torch.equal(layer.values, copy.values)):
+            if not _same_values(layer.values, copy.values):
                 raise _mixed(name)
+            copy.rewire(layer.flat(), copy.values.detach().clone(), None)
             known.fingerprint = known.left_at = None
 
 
@@ -83,14 +85,44 @@ def averages(name: str, layer: "SparseLinear") -> list["SparseLinear"]:
     return found
 
 
+def settled(layer: "SparseLinear", indices: Indices) -> Tensor:
+    """The topology of `layer`, flat, now that something else has written to its indices.
+
+    Where a copy's indices were averaged too, and rounded, it is the original's.
+
+    Raises:
+        ValueError: they are no topology of the layer.
+    """
+    flat, error = None, None
+    try:
+        topology.check_csr(indices.crow, indices.col, layer.nnz, layer.shape)
+        flat = topology.from_csr(indices.crow, indices.col, layer.shape)
+    except ValueError as found:
+        error = found
+    if flat is None or not all(map(torch.equal, indices, topology.index(flat, layer.shape))):
+        for original, copies in _copies.items():
+            if layer in copies and copies[layer].left_at is None and original.nnz == layer.nnz:
+                return original.flat().to(layer.values.device)
+    if flat is None:
+        raise ValueError(f"indices must be a topology, got what something else has written to them: {error}")
+    return flat
+
+
 def _trained(copy: "ReferenceType[SparseLinear]", _: Tensor) -> None:
+    """A gradient has come to a copy: it is trained for itself, and follows no other."""
     layer = copy()
     if layer is not None:
-        trained(layer)
+        for copies in _copies.values():
+            copies.pop(layer, None)
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """But for rounding: some write p + (q - p) / 1 to copy q."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-6 * one.abs().max().item())
 
 
 def _same_topology(one: "SparseLinear", other: "SparseLinear") -> bool:
-    return torch.equal(one.crow, other.crow) and torch.equal(one.col, other.col)
+    return torch.equal(one.flat(), other.flat())
 
 
 def _mixed(name: str) -> RuntimeError:

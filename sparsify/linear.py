@@ -13,6 +13,12 @@ from sparsify.distributions import check_density
 from sparsify.initialization import drawn_generator, fan_in_uniform
 from sparsify.topology import Indices, Shape
 
+OWN = {
+    *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+    *("topology_version", "_indices_version", "transposed"),
+}
+"""Attributes of a module that do not pass to the one that takes its place."""
+
 DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
 
@@ -87,6 +93,7 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = shape
         self.topology_version = 0
+        self._indices_version = 0
         self.values = nn.Parameter(values)
         self.register_parameter("bias", bias)
         for name in Indices._fields:
@@ -172,16 +179,18 @@ class SparseLinear(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":
         new = memo[id(self)] = type(self).__new__(type(self))
         new.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
+        new._indices_version = _version(new._held_indices())
         averaging.copied(self, new)
         return new
 
     @property
     def weight(self) -> SparseTensor:
         """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
+        indices = self.indices()
         storage = SparseStorage(
-            row=topology.rows(self.crow, self.nnz),
-            rowptr=self.crow.long(),
-            col=self.col.long(),
+            row=topology.rows(indices.crow, self.nnz),
+            rowptr=indices.crow.long(),
+            col=indices.col.long(),
             value=self.values,
             sparse_sizes=(self.out_features, self.in_features),
             rowcount=None,
@@ -211,7 +220,29 @@ class SparseLinear(nn.Module):
 
     def flat(self) -> Tensor:
         """The topology as sorted flat indices `row * in_features + col`, (nnz,) int64."""
-        return topology.from_csr(self.crow, self.col, self.shape)
+        indices = self.indices()
+        return topology.from_csr(indices.crow, indices.col, self.shape)
+
+    def indices(self) -> Indices:
+        """The index buffers; where something else has written to them, checked and put right.
+
+        DDP and model averages copy buffers, `.to()` replaces them, and some averages even average them.
+
+        Raises:
+            ValueError: they are no topology of this layer.
+        """
+        indices = self._held_indices()
+        if torch.compiler.is_compiling() or _version(indices) == self._indices_version:
+            return indices
+        expected = topology.index(averaging.settled(self, indices), self.shape)
+        for index, right in zip(indices, expected, strict=True):
+            if not torch.equal(index, right):
+                index.copy_(right)
+        self._indices_version = _version(indices)
+        return indices
+
+    def _held_indices(self) -> Indices:
+        return Indices(*[self._buffers[name] for name in Indices._fields])  # type: ignore[arg-type]
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
@@ -225,8 +256,7 @@ class SparseLinear(nn.Module):
             input = input.to(torch.get_autocast_dtype(device.type))
         elif input.dtype != values.dtype:
             raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")
-        indices = Indices(*[self._buffers[name] for name in Indices._fields])  # type: ignore[arg-type]
-        return kernels.linear(input, values, self.bias, indices)
+        return kernels.linear(input, values, self.bias, self.indices())
 
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor (out_features, in_features); attached to autograd."""
@@ -275,6 +305,11 @@ class SparseLinear(nn.Module):
             else:
                 setattr(self, name, index)
         self.topology_version += 1
+        self._indices_version = _version(self._held_indices())
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.indices()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -296,5 +331,12 @@ class SparseLinear(nn.Module):
 
 def adopt(new: nn.Module, old: nn.Module) -> None:
     """Give `new` what hangs on `old` beside its tensors: hooks, train/eval flag, attributes of the user's."""
-    own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "topology_version", "transposed"}
-    new.__dict__.update({name: copy.copy(value) for name, value in old.__dict__.items() if name not in own})
+    new.__dict__.update({name: copy.copy(value) for name, value in old.__dict__.items() if name not in OWN})
+
+
+def _version(indices: Indices) -> int:
+    """Rises with every write to the buffers; not in inference mode."""
+    try:
+        return sum(index._version for index in indices)
+    except RuntimeError:  # tensors that were made there have no version
+        return -1

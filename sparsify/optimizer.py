@@ -9,7 +9,7 @@ import torch
 import wrapt
 from torch.optim import LBFGS, Optimizer
 
-from sparsify import averaging, optimizer_state
+from sparsify import optimizer_state
 from sparsify.distributed import Ranks
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.progress import Record
@@ -62,8 +62,6 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         super().__init__(optimizer)
         self._self_evolver = evolver
         self._self_depth = 0
-        for layer in evolver.layers.values():
-            averaging.trained(layer)
         # A compiled step() calls these as they are: traced, evolution would fall into dozens of graphs.
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         with ExitStack() as undo:
