@@ -14,8 +14,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
-from sparsify import topology
-from sparsify.topology import Indices, fingerprint
+from sparsify.topology import fingerprint
 
 if TYPE_CHECKING:
     from sparsify.linear import SparseLinear
@@ -52,15 +51,21 @@ def loaded(layer: "SparseLinear") -> None:
 
 
 def check(name: str, layer: "SparseLinear") -> None:
-    """See to the copies of `layer` that it had left behind, and that something has written to since.
+    """See to the copies of `layer` that something else has written to since the last step.
 
-    Where the values are those of `layer` an average begins: the copy takes over the topology too.
+    Where a copy that was left behind has the values of `layer` now, an average begins: it takes over the topology too.
 
     Raises:
-        RuntimeError: the values are not those of `layer`: they mix different connections.
+        RuntimeError: a copy mixes different connections, or averages indices.
     """
     for copy, known in _copies.get(layer, {}).items():
-        if known.left_at is not None and copy.values._version != known.left_at:
+        if known.left_at is None:
+            if not copy.indices_are_ours() and not copy.take_indices(layer):
+                raise RuntimeError(
+                    f"an average must leave indices as they are, got a copy of layer {name!r} that averages and rounds "
+                    "them. Average parameters only: use_buffers=False in AveragedModel and Lightning's WeightAveraging."
+                )
+        elif copy.values._version != known.left_at:
             if not _same_values(layer.values, copy.values):
                 raise _mixed(name)
             copy.rewire(layer.flat(), copy.values.detach().clone(), None)
@@ -83,29 +88,6 @@ def averages(name: str, layer: "SparseLinear") -> list["SparseLinear"]:
             known.fingerprint = None
             found.append(copy)
     return found
-
-
-def settled(layer: "SparseLinear", indices: Indices) -> Tensor:
-    """The topology of `layer`, flat, now that something else has written to its indices.
-
-    Where a copy's indices were averaged too, and rounded, it is the original's.
-
-    Raises:
-        ValueError: they are no topology of the layer.
-    """
-    flat, error = None, None
-    try:
-        topology.check_csr(indices.crow, indices.col, layer.nnz, layer.shape)
-        flat = topology.from_csr(indices.crow, indices.col, layer.shape)
-    except ValueError as found:
-        error = found
-    if flat is None or not all(map(torch.equal, indices, topology.index(flat, layer.shape))):
-        for original, copies in _copies.items():
-            if layer in copies and copies[layer].left_at is None and original.nnz == layer.nnz:
-                return original.flat().to(layer.values.device)
-    if flat is None:
-        raise ValueError(f"indices must be a topology, got what something else has written to them: {error}")
-    return flat
 
 
 def _trained(copy: "ReferenceType[SparseLinear]", _: Tensor) -> None:

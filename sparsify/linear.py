@@ -224,22 +224,33 @@ class SparseLinear(nn.Module):
         return topology.from_csr(indices.crow, indices.col, self.shape)
 
     def indices(self) -> Indices:
-        """The index buffers; where something else has written to them, checked and put right.
-
-        DDP and model averages copy buffers, `.to()` replaces them, and some averages even average them.
+        """The index buffers; checked, where something else has written to them (DDP, `.to()`, model averages).
 
         Raises:
             ValueError: they are no topology of this layer.
         """
         indices = self._held_indices()
-        if torch.compiler.is_compiling() or _version(indices) == self._indices_version:
-            return indices
-        expected = topology.index(averaging.settled(self, indices), self.shape)
-        for index, right in zip(indices, expected, strict=True):
-            if not torch.equal(index, right):
-                index.copy_(right)
-        self._indices_version = _version(indices)
+        if not torch.compiler.is_compiling() and not self.indices_are_ours():
+            try:
+                topology.check(indices, self.nnz, self.shape)
+            except ValueError as error:
+                raise ValueError(f"indices must be a topology, got what something else has written: {error}") from None
+            self._indices_version = _version(indices)
         return indices
+
+    def indices_are_ours(self) -> bool:
+        """Whether nothing else has written to the index buffers since they were checked."""
+        return _version(self._held_indices()) == self._indices_version
+
+    def take_indices(self, other: "SparseLinear") -> bool:
+        """Accept the index buffers as they are, if they are those of `other`; says whether."""
+        mine = self._held_indices()
+        same = all(
+            torch.equal(index, right.to(index.device)) for index, right in zip(mine, other.indices(), strict=True)
+        )
+        if same:
+            self._indices_version = _version(mine)
+        return same
 
     def _held_indices(self) -> Indices:
         return Indices(*[self._buffers[name] for name in Indices._fields])  # type: ignore[arg-type]

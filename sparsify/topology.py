@@ -183,6 +183,15 @@ def check_csr(crow: Tensor, col: Tensor, nnz: int, shape: Shape) -> None:
         raise ValueError("col must rise strictly within each row: connections sorted and unique.")
 
 
+def check(indices: Indices, nnz: int, shape: Shape) -> None:
+    """Raise ValueError unless `indices` are a valid topology of `nnz` connections in `shape`, the same by columns."""
+    check_csr(indices.crow, indices.col, nnz, shape)
+    expected = index(from_csr(indices.crow, indices.col, shape), shape)
+    for name, found, right in zip(Indices._fields, indices, expected, strict=True):
+        if not torch.equal(found, right):
+            raise ValueError(f"{name} must belong to the same connections as crow and col.")
+
+
 def fingerprint(*tensors: Tensor) -> str:
     """A short hash: the same for the same numbers, in every process, on every device and for every index dtype."""
     digest = hashlib.blake2b(digest_size=16)

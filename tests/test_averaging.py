@@ -62,17 +62,13 @@ class DenseAverage:
             self.means[number] = (self.decay * self.means[number] + (1 - self.decay) * weight) * active
 
 
-@pytest.mark.parametrize("kind", ["AveragedModel", "its buffers too", "timm", "lerp", "data"])
+@pytest.mark.parametrize("kind", ["AveragedModel", "timm", "lerp", "data"])
 @pytest.mark.parametrize("evolution", [SET(INTERVAL), RigL(INTERVAL, drop_fraction=0.3)])
 def test_an_exponential_average_across_evolutions_is_that_of_the_dense_weights(kind, evolution):
     model, optimizer = pair(evolution)
     if kind == "AveragedModel":
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
         averaged.update_parameters(model)  # the first one copies
-        average, update = averaged.module, averaged.update_parameters
-    elif kind == "its buffers too":  # as Lightning does: indices are averaged as well, and rounded down
-        averaged = AveragedModel(model, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
-        averaged.update_parameters(model)
         average, update = averaged.module, averaged.update_parameters
     elif kind == "timm":
         averaged = ModelEmaV3(model, decay=0.9)
@@ -197,6 +193,20 @@ def test_an_average_begun_in_an_old_copy_is_refused(update, refused_at, sync):
     assert torch.equal(model[0].values, values) == (update is ema), "refused before the step"
     del average
     step(model, optimizer, refused_at)
+
+
+def test_averaging_indices_is_refused():
+    model, optimizer = pair()
+    averaged = AveragedModel(model, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
+    for number in range(2):  # the first update copies
+        step(model, optimizer, number)
+        averaged.update_parameters(model)
+    with pytest.raises(
+        RuntimeError, match=r"must leave indices as they are, got a copy of layer '0'.*use_buffers=False"
+    ):
+        step(model, optimizer, 2)
+    with pytest.raises(ValueError, match="indices must be a topology"):
+        averaged(torch.randn(2, 12, dtype=torch.float64))
 
 
 def test_trim_takes_the_average_along():

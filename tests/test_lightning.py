@@ -3,7 +3,7 @@
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from sparsify import SET, GraNet, sparsify
 
 from .conftest import assert_same
+from .test_averaging import DenseAverage
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
@@ -172,3 +173,55 @@ def test_fabric_resumes_bit_for_bit(tmp_path):
     fabric.load(tmp_path / "checkpoint.ckpt", resumed)
     assert_same(train(**resumed), train(model, optimizer))
     assert [record.step for record in optimizer.history] == list(range(2, 21, 2))
+
+
+class WithoutScheduler(Automatic):
+    def configure_optimizers(self):
+        return self.optimizer
+
+
+def averaged(callback):
+    module = WithoutScheduler()
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks = {"callbacks": [callback], "enable_checkpointing": False}
+    lightning.Trainer(accelerator="cpu", max_epochs=4, **callbacks, **options).fit(module, loader())
+    assert len(module.optimizer.history) == 20
+    return module
+
+
+def test_stochastic_weight_averaging_that_begins_after_evolutions_is_right():
+    averages, active = [], []
+
+    class Watched(StochasticWeightAveraging):
+        @staticmethod
+        def update_parameters(average, module, *rest):
+            averages.append(module.model[0].to_dense().detach().clone())
+            StochasticWeightAveraging.update_parameters(average, module, *rest)
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if averages:
+                active.append(set(pl_module.model[0].flat().tolist()))
+
+    layer = averaged(Watched(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=1)).model[0]
+    always = sorted(set.intersection(*active))
+    assert len(averages) >= 2
+    assert 5 < len(always) < layer.nnz
+    mean = torch.stack(averages).mean(0).flatten()[always]
+    torch.testing.assert_close(layer.to_dense().flatten()[always], mean)
+
+
+def test_exponential_averages_across_evolutions_are_those_of_the_dense_weights():
+    class Watched(EMAWeightAveraging):
+        twin = None
+
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            before = self._latest_update_step
+            super().on_train_batch_end(trainer, pl_module, *rest)
+            if self._latest_update_step != before:
+                self.twin = self.twin or DenseAverage(pl_module.model, 0.9)
+                self.twin.update(pl_module.model)
+
+    callback = Watched(decay=0.9, use_buffers=False)
+    module = averaged(callback)
+    for i, mean in zip((0, 2), callback.twin.means, strict=True):
+        torch.testing.assert_close(module.model[i].to_dense(), mean)
