@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsify.topology import fingerprint
 
 if TYPE_CHECKING:
-    from sparsify.linear import SparseLinear
+    from sparsify.matrix import SparseMatrix
 
 
 @dataclass
@@ -32,25 +32,25 @@ class _Copy:
     left_at: int | None = None
 
 
-_copies: "WeakKeyDictionary[SparseLinear, WeakKeyDictionary[SparseLinear, _Copy]]" = WeakKeyDictionary()
+_copies: "WeakKeyDictionary[SparseMatrix, WeakKeyDictionary[SparseMatrix, _Copy]]" = WeakKeyDictionary()
 """original -> its copies that are alive and not trained themselves."""
 
 
-def copied(original: "SparseLinear", copy: "SparseLinear") -> None:
+def copied(original: "SparseMatrix", copy: "SparseMatrix") -> None:
     """`copy` is a deep copy of `original`."""
     _copies.setdefault(original, WeakKeyDictionary())[copy] = _Copy(fingerprint(copy.values))
     if copy.values.requires_grad:
         copy.values.register_post_accumulate_grad_hook(partial(_trained, ref(copy)))  # type: ignore[no-untyped-call]
 
 
-def loaded(layer: "SparseLinear") -> None:
+def loaded(layer: "SparseMatrix") -> None:
     """The values of `layer` come from a checkpoint: if it is a copy, it is a snapshot now."""
     for copies in _copies.values():
         if layer in copies:
             copies[layer] = _Copy(fingerprint(layer.values))
 
 
-def check(name: str, layer: "SparseLinear") -> None:
+def check(name: str, layer: "SparseMatrix") -> None:
     """See to the copies of `layer` that something else has written to since the last step.
 
     Where a copy that was left behind has the values of `layer` now, an average begins: it takes over the topology too.
@@ -72,7 +72,7 @@ def check(name: str, layer: "SparseLinear") -> None:
             known.fingerprint = known.left_at = None
 
 
-def averages(name: str, layer: "SparseLinear") -> list["SparseLinear"]:
+def averages(name: str, layer: "SparseMatrix") -> list["SparseMatrix"]:
     """The copies that have to evolve with `layer`, which is about to; the others are left behind.
 
     Raises:
@@ -90,7 +90,7 @@ def averages(name: str, layer: "SparseLinear") -> list["SparseLinear"]:
     return found
 
 
-def _trained(copy: "ReferenceType[SparseLinear]", _: Tensor) -> None:
+def _trained(copy: "ReferenceType[SparseMatrix]", _: Tensor) -> None:
     """A gradient has come to a copy: it is trained for itself, and follows no other."""
     layer = copy()
     if layer is not None:
@@ -103,7 +103,7 @@ def _same_values(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-6 * one.abs().max().item())
 
 
-def _same_topology(one: "SparseLinear", other: "SparseLinear") -> bool:
+def _same_topology(one: "SparseMatrix", other: "SparseMatrix") -> bool:
     return torch.equal(one.flat(), other.flat())
 
 

@@ -10,7 +10,7 @@ from sparsify import averaging, topology
 from sparsify.topology import Shape
 
 if TYPE_CHECKING:
-    from sparsify.linear import SparseLinear
+    from sparsify.matrix import SparseMatrix
 
 SPARSE = ("values", "crow", "col")
 
@@ -39,7 +39,7 @@ def read(state_dict: Mapping[str, Tensor], prefix: str, shape: Shape) -> tuple[d
 
 
 def load(
-    layer: "SparseLinear", state_dict: Mapping[str, Any], prefix: str, errors: list[str]
+    layer: "SparseMatrix", state_dict: Mapping[str, Any], prefix: str, errors: list[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Give `layer` the weight that `state_dict` holds for it, if that is whole and sound; else leave it as it was.
 
@@ -61,7 +61,7 @@ def load(
 
 
 @torch.no_grad()
-def _take(layer: "SparseLinear", found: dict[str, Tensor]) -> None:
+def _take(layer: "SparseMatrix", found: dict[str, Tensor]) -> None:
     """Take over a checked weight: a dense one at the layer's topology, a sparse one with its own."""
     if "weight" in found:
         layer.values.copy_(found["weight"].flatten()[layer.flat().to(found["weight"].device)])

@@ -2,16 +2,16 @@
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch_sparse import SparseStorage, SparseTensor
 
-from sparsify import averaging, checkpoint, kernels, meta, topology
+from sparsify import kernels, meta, topology
 from sparsify.distributions import check_density
 from sparsify.initialization import drawn_generator, fan_in_uniform
-from sparsify.topology import Indices, Shape
+from sparsify.matrix import SparseMatrix
+from sparsify.topology import Shape
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
@@ -19,11 +19,8 @@ OWN = {
 }
 """Attributes of a module that do not pass to the one that takes its place."""
 
-DERIVED = ("ccol", "csc_row", "csc_order")
-"""Index buffers that follow from `crow` and `col`: held for speed, never saved."""
 
-
-class SparseLinear(nn.Module):
+class SparseLinear(SparseMatrix):
     """A linear layer whose weight is a `torch_sparse.SparseTensor`: y = x W^T + b, over its connections alone.
 
     The topology lives in the buffers `crow` and `col` (row-major, sorted, unique), so `.to()`, `state_dict()` and
@@ -51,16 +48,7 @@ class SparseLinear(nn.Module):
         ValueError: a size is below 1 or density outside (0, 1].
     """
 
-    in_features: int
-    out_features: int
-    values: nn.Parameter
     bias: nn.Parameter | None
-    crow: Tensor
-    col: Tensor
-    ccol: Tensor
-    csc_row: Tensor
-    csc_order: Tensor
-    transposed: bool = False
 
     def __init__(
         self,
@@ -90,15 +78,8 @@ class SparseLinear(nn.Module):
         self._assemble(shape, flat, values, offsets)
 
     def _assemble(self, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = shape
-        self.topology_version = 0
-        self._indices_version = 0
-        self.values = nn.Parameter(values)
+        super().__init__(shape, flat, values)
         self.register_parameter("bias", bias)
-        for name in Indices._fields:
-            self.register_buffer(name, torch.empty(0, dtype=torch.int32), persistent=name not in DERIVED)
-        self._set_topology(flat)
 
     @classmethod
     def from_topology(
@@ -176,85 +157,6 @@ class SparseLinear(nn.Module):
         adopt(layer, linear)
         return layer
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":
-        new = memo[id(self)] = type(self).__new__(type(self))
-        new.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
-        new._indices_version = _version(new._held_indices())
-        averaging.copied(self, new)
-        return new
-
-    @property
-    def weight(self) -> SparseTensor:
-        """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
-        indices = self.indices()
-        storage = SparseStorage(
-            row=topology.rows(indices.crow, self.nnz),
-            rowptr=indices.crow.long(),
-            col=indices.col.long(),
-            value=self.values,
-            sparse_sizes=(self.out_features, self.in_features),
-            rowcount=None,
-            colptr=self.ccol.long(),
-            colcount=None,
-            csr2csc=self.csc_order.long(),
-            csc2csr=None,
-            is_sorted=True,
-            trust_data=True,
-        )
-        return SparseTensor.from_storage(storage)
-
-    @property
-    def shape(self) -> Shape:
-        """(out_features, in_features)."""
-        return self.out_features, self.in_features
-
-    @property
-    def nnz(self) -> int:
-        """Number of connections."""
-        return len(self.values)
-
-    @property
-    def density(self) -> float:
-        """Share of all places that are connections."""
-        return self.nnz / (self.out_features * self.in_features)
-
-    def flat(self) -> Tensor:
-        """The topology as sorted flat indices `row * in_features + col`, (nnz,) int64."""
-        indices = self.indices()
-        return topology.from_csr(indices.crow, indices.col, self.shape)
-
-    def indices(self) -> Indices:
-        """The index buffers; checked, where something else has written to them (DDP, `.to()`, model averages).
-
-        Raises:
-            ValueError: they are no topology of this layer.
-        """
-        indices = self._held_indices()
-        if not torch.compiler.is_compiling() and not self.indices_are_ours():
-            try:
-                topology.check(indices, self.nnz, self.shape)
-            except ValueError as error:
-                raise ValueError(f"indices must be a topology, got what something else has written: {error}") from None
-            self._indices_version = _version(indices)
-        return indices
-
-    def indices_are_ours(self) -> bool:
-        """Whether nothing else has written to the index buffers since they were checked."""
-        return _version(self._held_indices()) == self._indices_version
-
-    def take_indices(self, other: "SparseLinear") -> bool:
-        """Accept the index buffers as they are, if they are those of `other`; says whether."""
-        mine = self._held_indices()
-        same = all(
-            torch.equal(index, right.to(index.device)) for index, right in zip(mine, other.indices(), strict=True)
-        )
-        if same:
-            self._indices_version = _version(mine)
-        return same
-
-    def _held_indices(self) -> Indices:
-        return Indices(*[self._buffers[name] for name in Indices._fields])  # type: ignore[arg-type]
-
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
         values, device = self.values, input.device
@@ -268,11 +170,6 @@ class SparseLinear(nn.Module):
         elif input.dtype != values.dtype:
             raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")
         return kernels.linear(input, values, self.bias, self.indices())
-
-    def to_dense(self) -> Tensor:
-        """The weight as a dense tensor (out_features, in_features); attached to autograd."""
-        dense = self.values.new_zeros(self.out_features * self.in_features)
-        return dense.index_put((self.flat(),), self.values).view(self.out_features, self.in_features)
 
     def to_linear(self) -> nn.Linear:
         """A dense nn.Linear that computes the same; its parameters are copies."""
@@ -289,65 +186,7 @@ class SparseLinear(nn.Module):
             f"density={self.density:.3g}, bias={self.bias is not None}"
         )
 
-    @torch.no_grad()
-    def rewire(self, flat: Tensor, values: Tensor, grad: Tensor | None) -> None:
-        """Take over another topology with the values that belong to it, in place where nnz stays.
-
-        Whoever calls this moves the optimizer's buffers too: see `evolution.rewire`.
-        """
-        if grad is not None and self.values.grad is not None and grad.shape == self.values.grad.shape:
-            grad = self.values.grad.copy_(grad)  # DDP may hold it as a view of the bucket that it sends
-        self.values.grad = None
-        if values.shape == self.values.shape:
-            self.values.copy_(values)
-        else:
-            # A graph that is still alive, such as the last loss's, holds a gradient accumulator of the old length. Only
-            # another dtype makes autograd forget it.
-            self.values.data = values.new_empty(0, dtype=torch.float16 if values.itemsize > 2 else torch.float32)
-            self.values.data = values
-        self.values.grad = grad
-        self._set_topology(flat)
-
-    def _set_topology(self, flat: Tensor) -> None:
-        for name, index in topology.index(flat, self.shape)._asdict().items():
-            buffer = getattr(self, name)
-            if buffer.shape == index.shape and buffer.dtype == index.dtype:
-                buffer.copy_(index)
-            else:
-                setattr(self, name, index)
-        self.topology_version += 1
-        self._indices_version = _version(self._held_indices())
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self.indices()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Load a sparse checkpoint of any topology, or a dense one (`weight`) at this layer's own topology."""
-        rest, missing = checkpoint.load(self, state_dict, prefix, error_msgs)
-        also_missing: list[str] = []
-        super()._load_from_state_dict(rest, prefix, local_metadata, strict, also_missing, unexpected_keys, error_msgs)
-        missing_keys += [prefix + name for name in missing]
-        missing_keys += [key for key in also_missing if key.removeprefix(prefix) not in checkpoint.SPARSE]
-
 
 def adopt(new: nn.Module, old: nn.Module) -> None:
     """Give `new` what hangs on `old` beside its tensors: hooks, train/eval flag, attributes of the user's."""
     new.__dict__.update({name: copy.copy(value) for name, value in old.__dict__.items() if name not in OWN})
-
-
-def _version(indices: Indices) -> int:
-    """Rises with every write to the buffers; not in inference mode."""
-    try:
-        return sum(index._version for index in indices)
-    except RuntimeError:  # tensors that were made there have no version
-        return -1

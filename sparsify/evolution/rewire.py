@@ -14,12 +14,13 @@ from sparsify.evolution.growth import uniformly
 from sparsify.evolution.scopes import lowest_of_each_sign
 from sparsify.evolution.view import LayerView, Passes, alone
 from sparsify.linear import SparseLinear
+from sparsify.matrix import SparseMatrix
 from sparsify.optimizer_state import GrownState
 
 
 @torch.no_grad()
 def rewire(
-    layer: SparseLinear,
+    layer: SparseMatrix,
     update: Update,
     grown: Tensor,
     optimizer: Optimizer | None = None,
@@ -65,7 +66,7 @@ def trim(model: nn.Module, drop_fraction: float) -> nn.Module:
 
 def view(
     name: str,
-    layer: SparseLinear,
+    layer: SparseMatrix,
     generator: torch.Generator,
     passes: Passes = (),
     sum_over_ranks: Callable[[Tensor], Tensor] = alone,

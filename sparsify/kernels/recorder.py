@@ -9,7 +9,7 @@ from torch import Tensor
 from sparsify.topology import Indices
 
 if TYPE_CHECKING:
-    from sparsify.linear import SparseLinear
+    from sparsify.matrix import SparseMatrix
 
 
 class Recorder:
@@ -22,7 +22,7 @@ class Recorder:
         layer: its products are known by its buffer `col`.
     """
 
-    def __init__(self, layer: "SparseLinear") -> None:
+    def __init__(self, layer: "SparseMatrix") -> None:
         self.passes: list[tuple[Tensor, Tensor]] = []
         self._layer = layer
         self._backward: int | None = None
