@@ -90,8 +90,9 @@ def _of_attention(attention: nn.MultiheadAttention) -> Iterator[Candidate]:
 
 
 def _computes_as_torch(attention: nn.MultiheadAttention) -> bool:
-    own_forward = type(attention).forward is nn.MultiheadAttention.forward and "forward" not in attention.__dict__
-    return own_forward and not any(is_parametrized(module) for module in attention.modules())
+    own_forward = type(attention).forward is not nn.MultiheadAttention.forward or "forward" in attention.__dict__
+    parametrized = any(is_parametrized(module) for module in attention.modules())
+    return not own_forward and not parametrized and isinstance(attention.out_proj, nn.Linear)
 
 
 def _is_conv1d(module: nn.Module) -> bool:
