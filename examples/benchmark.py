@@ -146,34 +146,53 @@ def inference(n: int, density: float, seconds: float) -> Table:
     return table
 
 
+def perceptron(*sizes: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """An MLP with its inputs and labels, 128 of them."""
+    parts = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*parts[:-1]), torch.randn(128, sizes[0]), torch.randint(sizes[-1], (128,))
+
+
+def transformer() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Two encoder layers of BERT's size, with tokens that are embedded already, 4 x 128, and their labels."""
+    layer = nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    head = nn.Sequential(nn.Flatten(0, 1), nn.Linear(768, 100))
+    return nn.Sequential(encoder, head), torch.randn(4, 128, 768), torch.randint(100, (512,))
+
+
 def whole_steps(seconds: float) -> Table:
     """Training steps of whole networks: loss, backward, SGD with momentum; the last layer stays dense."""
-    table = Table("network", "batch", "density", "dense ms", "sparse ms", "speed-up", "asked", title="training step")
-    networks = {"784-1000-1000-1000-10": [784, 1000, 1000, 1000, 10], "LeNet-300-100": [784, 300, 100, 10]}
-    asked = {"784-1000-1000-1000-10": {0.1: 4.5, 0.05: 8, 0.01: 14}, "LeNet-300-100": {0.05: 2}}
-    for name, sizes in networks.items():
-        x, y = torch.randn(128, sizes[0]), torch.randint(sizes[-1], (128,))
+    table = Table("network", "density", "dense ms", "sparse ms", "speed-up", "asked", title="training step")
+    networks = {
+        "784-1000-1000-1000-10, batch 128": (
+            partial(perceptron, 784, 1000, 1000, 1000, 10),
+            {0.1: 4.5, 0.05: 8, 0.01: 14},
+        ),
+        "LeNet-300-100, batch 128": (partial(perceptron, 784, 300, 100, 10), {0.05: 2}),
+        "2 encoder layers of width 768, 4 x 128 tokens": (transformer, {}),
+    }
 
-        def training(density: float, sizes: list[int] = sizes, x=x, y=y) -> Callable[[], None]:
-            parts = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
-            model = nn.Sequential(*parts[:-1])
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-            if density < 1:
-                model, optimizer = sparsify(model, optimizer, density, skip=[str(len(model) - 1)])
+    def training(
+        make: Callable[[], tuple[nn.Module, torch.Tensor, torch.Tensor]], density: float
+    ) -> Callable[[], None]:
+        model, x, y = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        if density < 1:
+            model, optimizer = sparsify(model, optimizer, density, skip=[str(len(model) - 1)])
 
-            def run() -> None:
-                optimizer.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-                optimizer.step()
+        def run() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
 
-            return run
+        return run
 
+    for name, (make, asked) in networks.items():
         for density in (0.1, 0.05, 0.01):
-            found = medians({"dense": training(1), "sparse": training(density)}, seconds)
+            found = medians({"dense": training(make, 1), "sparse": training(make, density)}, seconds)
             one, other = found.values()
-            bar = asked[name].get(density, "")
-            cells = f"{one:.2f}", f"{other:.2f}", f"{one / other:.2f}", str(bar)
-            table.add_row(name, "128", f"{density:g}", *cells)
+            cells = f"{one:.2f}", f"{other:.2f}", f"{one / other:.2f}", str(asked.get(density, ""))
+            table.add_row(name, f"{density:g}", *cells)
     return table
 
 
