@@ -97,7 +97,7 @@ class SparseMatrix(nn.Module):
             ValueError: they are no topology of this layer.
         """
         indices = self._held_indices()
-        if not torch.compiler.is_compiling() and not self.indices_are_ours():
+        if not torch.compiler.is_compiling() and _version(indices) != self._indices_version:
             try:
                 topology.check(indices, self.nnz, self.shape)
             except ValueError as error:
