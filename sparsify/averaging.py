@@ -6,6 +6,8 @@ was averaged of the connections that survive. A copy that nothing has written to
 average is begun in it later, of other connections than its own, that is refused.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -48,6 +50,17 @@ def loaded(layer: "SparseMatrix") -> None:
     for copies in _copies.values():
         if layer in copies:
             copies[layer] = _Copy(fingerprint(layer.values))
+
+
+@contextmanager
+def converted(layer: "SparseMatrix") -> Iterator[None]:
+    """Within this block `layer` changes its dtype or device: if it is a snapshot, it stays one."""
+    known = [copies[layer] for copies in _copies.values() if layer in copies]
+    snapshots = [one for one in known if one.fingerprint == fingerprint(layer.values)]
+    yield
+    for one in snapshots:
+        one.fingerprint = fingerprint(layer.values)
+        one.left_at = None if one.left_at is None else layer.values._version
 
 
 def check(name: str, layer: "SparseMatrix") -> None:
@@ -100,11 +113,12 @@ def _trained(copy: "ReferenceType[SparseMatrix]", _: Tensor) -> None:
 
 def _same_values(one: Tensor, other: Tensor) -> bool:
     """But for rounding: some write p + (q - p) / 1 to copy q."""
-    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-6 * one.abs().max().item())
+    close = 1e-6 * one.abs().max().item()
+    return one.shape == other.shape and torch.allclose(one, other.to(one), rtol=0, atol=close)
 
 
 def _same_topology(one: "SparseMatrix", other: "SparseMatrix") -> bool:
-    return torch.equal(one.flat(), other.flat())
+    return torch.equal(one.flat(), other.flat().to(one.values.device))
 
 
 def _mixed(name: str) -> RuntimeError:

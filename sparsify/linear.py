@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch_sparse import SparseStorage, SparseTensor
 
 from sparsify import kernels, meta, topology
 from sparsify.distributions import check_density
@@ -156,6 +157,26 @@ class SparseLinear(SparseMatrix):
             layer.bias.requires_grad_(linear.bias.requires_grad)
         adopt(layer, linear)
         return layer
+
+    @property
+    def weight(self) -> SparseTensor:
+        """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
+        indices = self.indices()
+        storage = SparseStorage(
+            row=topology.rows(indices.crow, self.nnz),
+            rowptr=indices.crow.long(),
+            col=indices.col.long(),
+            value=self.values,
+            sparse_sizes=(self.out_features, self.in_features),
+            rowcount=None,
+            colptr=self.ccol.long(),
+            colcount=None,
+            csr2csc=self.csc_order.long(),
+            csc2csr=None,
+            is_sorted=True,
+            trust_data=True,
+        )
+        return SparseTensor.from_storage(storage)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""

@@ -1,11 +1,11 @@
 """`SparseMatrix`: a module that holds a sparse matrix, its values as a parameter and its topology in buffers."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_sparse import SparseStorage, SparseTensor
 
 from sparsify import averaging, checkpoint, topology
 from sparsify.topology import Indices, Shape
@@ -51,26 +51,6 @@ class SparseMatrix(nn.Module):
         return new
 
     @property
-    def weight(self) -> SparseTensor:
-        """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
-        indices = self.indices()
-        storage = SparseStorage(
-            row=topology.rows(indices.crow, self.nnz),
-            rowptr=indices.crow.long(),
-            col=indices.col.long(),
-            value=self.values,
-            sparse_sizes=(self.out_features, self.in_features),
-            rowcount=None,
-            colptr=self.ccol.long(),
-            colcount=None,
-            csr2csc=self.csc_order.long(),
-            csc2csr=None,
-            is_sorted=True,
-            trust_data=True,
-        )
-        return SparseTensor.from_storage(storage)
-
-    @property
     def shape(self) -> Shape:
         """(out_features, in_features)."""
         return self.out_features, self.in_features
@@ -91,7 +71,7 @@ class SparseMatrix(nn.Module):
         return topology.from_csr(indices.crow, indices.col, self.shape)
 
     def indices(self) -> Indices:
-        """The index buffers; checked, where something else has written to them (DDP, `.to()`, model averages).
+        """The index buffers; checked, where something else has written to them (DDP, model averages).
 
         Raises:
             ValueError: they are no topology of this layer.
@@ -155,6 +135,15 @@ class SparseMatrix(nn.Module):
                 setattr(self, name, index)
         self.topology_version += 1
         self._indices_version = _version(self._held_indices())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseMatrix":
+        """What `.to()`, `.half()` and the like do: nothing else writes here."""
+        ours = self.indices_are_ours()
+        with averaging.converted(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if ours:
+            self._indices_version = _version(self._held_indices())
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.indices()

@@ -196,6 +196,8 @@ def fingerprint(*tensors: Tensor) -> str:
     """A short hash: the same for the same numbers, in every process, on every device and for every index dtype."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
+        if tensor.is_meta:
+            continue
         numbers = tensor.detach().cpu().contiguous().view(-1)
         numbers = numbers if numbers.is_floating_point() else numbers.long()
         digest.update(numbers.view(torch.uint8).numpy().data)

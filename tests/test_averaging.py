@@ -20,9 +20,9 @@ def pair(evolution=SET(INTERVAL)):  # noqa: B008
     return sparsify(model, torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), 0.35, evolution=evolution, seed=3)
 
 
-def step(model, optimizer, number):
+def step(model, optimizer, number, dtype=torch.float64):
     generator = torch.Generator().manual_seed(number)
-    x = torch.randn(8, 12, generator=generator, dtype=torch.float64)
+    x = torch.randn(8, 12, generator=generator, dtype=torch.float64).to(dtype)
     optimizer.zero_grad()
     F.cross_entropy(model(x), torch.arange(8) % 4).backward()
     optimizer.step()
@@ -150,6 +150,35 @@ def test_a_snapshot_stays_as_it_is():
         step(model, optimizer, number)
     assert_same(reloaded.state_dict(), best)
     assert not torch.equal(model[0].flat(), reloaded[0].flat())
+
+
+@pytest.mark.parametrize("convert", ["half", "float", "bfloat16"])
+def test_a_snapshot_that_is_converted_stays_as_it_is(convert):
+    model, optimizer = pair()
+    snapshot, skeleton = copy.deepcopy(model), copy.deepcopy(model).to("meta")
+    getattr(snapshot, convert)()
+    before = copy.deepcopy(snapshot.state_dict())
+    for number in range(6):
+        step(model, optimizer, number)
+    snapshot.double()
+    for number in range(6, 14):
+        step(model, optimizer, number)
+    assert_same(getattr(snapshot, convert)().state_dict(), before)
+    assert skeleton[0].values.is_meta
+
+
+def test_an_average_in_more_precision_than_the_model_follows():
+    model, optimizer = pair()
+    model.float()
+    average = copy.deepcopy(model).double()
+    twin = DenseAverage(model, 0.9)
+    for number in range(18):
+        step(model, optimizer, number, torch.float32)
+        data_ema(average, model)
+        twin.update(model)
+    for i, mean in zip((0, 2), twin.means, strict=True):
+        assert average[i].values.dtype == torch.float64
+        torch.testing.assert_close(average[i].to_dense(), mean.double(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("how", ["its own optimizer", "a copy of the pair"])

@@ -33,6 +33,10 @@ class Update(NamedTuple):
         """Old positions of the survivors, ascending."""
         return self.origin[self.origin < self.old_nnz]
 
+    def on(self, device: torch.device) -> "Update":
+        """The same on another device."""
+        return Update(self.flat.to(device), self.origin.to(device), self.old_nnz, self.grown.to(device))
+
     def move(self, vector: Tensor, grown: Tensor) -> Tensor:
         """`vector` (old nnz,) in the new order (new nnz,), with `grown` at the grown connections."""
         kind = vector.dtype, vector.device

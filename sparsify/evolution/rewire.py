@@ -27,7 +27,7 @@ def rewire(
     grown_state: GrownState = "zero",
 ) -> None:
     """Carry out `update`: survivors keep value, gradient and optimizer state; `grown` are the new values."""
-    grown = grown.to(layer.values)
+    update, grown = update.on(layer.values.device), grown.to(layer.values)  # an average may be elsewhere
     grad = layer.values.grad
     values = update.move(layer.values.detach(), grown)
     moved_grad = None if grad is None else update.move(grad, torch.zeros_like(grown))
