@@ -6,7 +6,7 @@ was averaged of the connections that survive. A copy that nothing has written to
 average is begun in it later, of other connections than its own, that is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -86,21 +86,25 @@ def check(name: str, layer: "SparseMatrix") -> None:
 
 
 def averages(name: str, layer: "SparseMatrix") -> list["SparseMatrix"]:
-    """The copies that have to evolve with `layer`, which is about to; the others are left behind.
+    """The copies that have to evolve with `layer`, which is about to; nothing is changed.
 
     Raises:
         RuntimeError: a copy holds averages of other connections than its own.
     """
-    found = []
+    copies = dict(_copies.get(layer, {}))
+    written = {copy: known for copy, known in copies.items() if known.fingerprint != fingerprint(copy.values)}
+    if any(known.left_at is not None or not _same_topology(layer, copy) for copy, known in written.items()):
+        raise _mixed(name)
+    return list(written)
+
+
+def evolved(layer: "SparseMatrix", averages: Sequence["SparseMatrix"]) -> None:
+    """`layer` has another topology now, and so have `averages`; its other copies are left behind."""
     for copy, known in _copies.get(layer, {}).items():
-        if known.fingerprint is not None and known.fingerprint == fingerprint(copy.values):
-            known.left_at = copy.values._version
-        elif known.left_at is not None or not _same_topology(layer, copy):
-            raise _mixed(name)
-        else:
+        if copy in averages:
             known.fingerprint = None
-            found.append(copy)
-    return found
+        else:
+            known.left_at = copy.values._version
 
 
 def _trained(copy: "ReferenceType[SparseMatrix]", _: Tensor) -> None:

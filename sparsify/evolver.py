@@ -118,9 +118,7 @@ class Evolver:
             if any(len(update.flat) != update.old_nnz for update in updates):
                 raise count_changes(algorithm)
         for (name, layer), update, values in zip(layers.items(), updates, grown, strict=True):
-            rewire(layer, update, values, self.optimizer, self.grown_state)
-            for average in averages[name]:
-                rewire(average, update, values)
+            rewire(layer, update, values, self.optimizer, self.grown_state, averages[name])
             self.versions[name] = layer.topology_version
         return progress.note(fraction, dict(zip(layers, updates, strict=True)))
 

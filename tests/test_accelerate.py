@@ -8,15 +8,13 @@ from accelerate.utils import DataLoaderConfiguration
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
-from sparsify import SET, GraNet, sparsify
+from sparsify import sparsify
 
+from . import plain_loop
 from .conftest import assert_same
-
-ACCUMULATED, CLIP = 4, 0.1
-STEPS_PER_EPOCH = 3  # ten batches: four, four and the two that are left
-EVOLUTIONS = {"SET": SET(2), "GraNet": GraNet(until=8, prune_until=6, interval=2, start_density=0.8)}
+from .plain_loop import ACCUMULATED, CLIP, EVOLUTIONS, annealed, dataset
 
 
 @pytest.fixture(autouse=True)
@@ -31,19 +29,10 @@ def new_process():
     GradientState._reset_state()
 
 
-def dataset():
-    inputs = torch.randn(80, 12, generator=torch.Generator().manual_seed(7))
-    return TensorDataset(inputs, inputs[:, :4].argmax(1))
-
-
 def sparse_pair(seed, evolution=EVOLUTIONS["SET"]):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 4))
     return sparsify(model, torch.optim.AdamW(model.parameters(), lr=0.01), density=0.3, evolution=evolution)
-
-
-def annealed(optimizer):
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3 * STEPS_PER_EPOCH)
 
 
 class Program:
@@ -88,22 +77,10 @@ def test_trains_as_the_plain_loop_does_with_accumulation_clipping_and_scheduler(
         program.train(epoch)
     trained = program.state()
 
-    model, optimizer = sparse_pair(1, evolution)
-    scheduler = annealed(optimizer)
     batches = DataLoader(dataset(), batch_size=8, generator=torch.Generator())
-    for _ in range(3):
-        for number, (inputs, labels) in enumerate(batches, 1):
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16"):
-                loss = F.cross_entropy(model(inputs).float(), labels)
-            (loss / ACCUMULATED).backward()
-            if number % ACCUMULATED == 0 or number == len(batches):
-                nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-    assert [record.step for record in optimizer.history] == [2, 4, 6, 8]
-    assert_same(trained[:2], (model.state_dict(), optimizer.state_dict()))
-    assert trained[2]["_last_lr"] == scheduler.get_last_lr()
+    *states, rates = plain_loop.train(*sparse_pair(1, evolution), batches, mixed_precision == "bf16")
+    assert_same(trained[:2], tuple(states))
+    assert trained[2]["_last_lr"] == rates
 
 
 @pytest.mark.parametrize("evolution", EVOLUTIONS.values(), ids=EVOLUTIONS)

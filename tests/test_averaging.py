@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
 
-from sparsify import SET, GraNet, RigL, Static, sparsify, trim
+from sparsify import SET, Evolution, GraNet, RigL, Static, sparsify, trim
 
 from .conftest import assert_same, mlp
 
@@ -222,6 +222,23 @@ def test_an_average_begun_in_an_old_copy_is_refused(update, refused_at, sync):
     assert torch.equal(model[0].values, values) == (update is ema), "refused before the step"
     del average
     step(model, optimizer, refused_at)
+
+
+@pytest.mark.parametrize("reason", ["nothing dropped", "a rule that fails"])
+def test_without_a_change_of_topology_no_copy_is_left_behind(reason):
+    def failing(layer, count):
+        raise KeyError("no places")
+
+    nothing = SET(INTERVAL, drop_fraction=0.0)
+    model, optimizer = pair(nothing if reason == "nothing dropped" else Evolution(None, grow=failing))
+    average = copy.deepcopy(model)
+    for number in range(6):
+        step(model, optimizer, number)
+    if reason == "a rule that fails":
+        with pytest.raises(KeyError):
+            optimizer.evolve()
+    ema(average, model)
+    step(model, optimizer, 6)
 
 
 def test_averaging_indices_is_refused():

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,8 +133,7 @@ def test_a_rank_alone_trains_without_the_others(ranks):
 def test_what_differs_before_the_first_step_is_an_error_on_every_rank(ranks, what, message):
     for found in ranks:
         error, unchanged = found["refusals"][what]
-        with pytest.raises(AssertionError, match=message):
-            raise AssertionError(error)
+        assert re.search(message, error)
         assert unchanged
 
 

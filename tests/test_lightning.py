@@ -6,11 +6,13 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler
 
-from sparsify import SET, GraNet, sparsify
+from sparsify import sparsify
 
+from . import plain_loop
 from .conftest import assert_same
+from .plain_loop import ACCUMULATED, CLIP, EPOCHS, EVOLUTIONS, annealed, dataset
 from .test_averaging import DenseAverage
 
 pytestmark = [
@@ -18,10 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings(r"ignore:Checkpoint directory .* exists and is not empty"),  # what resuming means
 ]
-
-ACCUMULATED, CLIP = 4, 0.1
-EPOCHS, STEPS_PER_EPOCH = 3, 3  # ten batches: four, four and the two that are left
-EVOLUTIONS = {"SET": SET(2), "GraNet": GraNet(until=8, prune_until=6, interval=2, start_density=0.8)}
 
 
 def network(seed):
@@ -34,13 +32,8 @@ def sparse_pair(seed, evolution=EVOLUTIONS["SET"]):
     return sparsify(model, torch.optim.AdamW(model.parameters(), lr=0.01), density=0.3, evolution=evolution)
 
 
-def annealed(optimizer):
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS * STEPS_PER_EPOCH)
-
-
 def loader():
-    inputs = torch.randn(80, 12, generator=torch.Generator().manual_seed(7))
-    data = TensorDataset(inputs, inputs[:, :4].argmax(1))
+    data = dataset()
     return DataLoader(data, batch_size=8, sampler=DistributedSampler(data, 1, 0))  # shuffles by epoch
 
 
@@ -100,23 +93,9 @@ def fit(module, folder, ckpt_path=None, **options):
 def test_trains_as_the_plain_loop_does_with_accumulation_clipping_and_scheduler(kind, evolution, precision, tmp_path):
     trained = fit(kind(1, evolution), tmp_path, precision=precision)
 
-    model, optimizer = sparse_pair(1, evolution)
-    scheduler = annealed(optimizer)
-    batches = loader()
-    for epoch in range(EPOCHS):
-        batches.sampler.set_epoch(epoch)
-        for number, (inputs, labels) in enumerate(batches, 1):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-                loss = F.cross_entropy(model(inputs).float(), labels)
-            (loss / ACCUMULATED).backward()
-            if number % ACCUMULATED == 0 or number == len(batches):
-                nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-    assert [record.step for record in optimizer.history] == [2, 4, 6, 8]
-    assert_same(trained[:2], (model.state_dict(), optimizer.state_dict()))
-    assert trained[2]["_last_lr"] == scheduler.get_last_lr()
+    *states, rates = plain_loop.train(*sparse_pair(1, evolution), loader(), precision == "bf16-mixed")
+    assert_same(trained[:2], tuple(states))
+    assert trained[2]["_last_lr"] == rates
 
 
 @pytest.mark.parametrize("kind", [Automatic, Manual])

@@ -33,6 +33,11 @@ class Update(NamedTuple):
         """Old positions of the survivors, ascending."""
         return self.origin[self.origin < self.old_nnz]
 
+    @property
+    def changes(self) -> bool:
+        """Whether the new topology is another one."""
+        return len(self.grown) > 0 or len(self.flat) != self.old_nnz
+
     def on(self, device: torch.device) -> "Update":
         """The same on another device."""
         return Update(self.flat.to(device), self.origin.to(device), self.old_nnz, self.grown.to(device))

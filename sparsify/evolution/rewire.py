@@ -1,6 +1,6 @@
 """Where an `Update` is carried out: values, gradient, topology and optimizer buffers move together, here only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,13 @@ def rewire(
     grown: Tensor,
     optimizer: Optimizer | None = None,
     grown_state: GrownState = "zero",
+    averages: Sequence[SparseMatrix] = (),
 ) -> None:
-    """Carry out `update`: survivors keep value, gradient and optimizer state; `grown` are the new values."""
+    """Carry out `update`: survivors keep value, gradient and optimizer state; `grown` are the new values.
+
+    Args:
+        averages: copies of `layer` that evolve alike; see `averaging`.
+    """
     update, grown = update.on(layer.values.device), grown.to(layer.values)  # an average may be elsewhere
     grad = layer.values.grad
     values = update.move(layer.values.detach(), grown)
@@ -34,6 +39,10 @@ def rewire(
     layer.rewire(update.flat, values, moved_grad)
     if optimizer is not None:
         optimizer_state.move(optimizer, layer.values, update, grown, grown_state)
+    for average in averages:
+        rewire(average, update, grown)
+    if update.changes:
+        averaging.evolved(layer, averages)
 
 
 def trim(model: nn.Module, drop_fraction: float) -> nn.Module:
@@ -59,8 +68,7 @@ def trim(model: nn.Module, drop_fraction: float) -> nn.Module:
         seen = view(name, layer, topology.generator())
         dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
         update = replaced(seen, dropped, 0, uniformly)
-        for trimmed in (layer, *averages[name]):
-            rewire(trimmed, update, seen.values[:0])
+        rewire(layer, update, seen.values[:0], averages=averages[name])
     return model
 
 

@@ -83,20 +83,12 @@ def _(input: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *indices
 
 
 @register_decomposition(torch.ops.sparsify.linear.default)
-def _by_dense_weight(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    ccol: Tensor,
-    csc_row: Tensor,
-    csc_order: Tensor,
-) -> Tensor:
+def _by_dense_weight(input: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
     """The product in ATen's operators, for exporters that know no other, such as torch.onnx's."""
-    row = csc_row.scatter(0, csc_order.long(), csc_row)
-    weight = values.new_zeros(crow.shape[0] - 1, ccol.shape[0] - 1)
-    return F.linear(input, weight.index_put((row.long(), col.long()), values), bias)
+    indices = Indices(*index)
+    row = indices.csc_row.scatter(0, indices.csc_order.long(), indices.csc_row)
+    weight = values.new_zeros(indices.crow.shape[0] - 1, indices.ccol.shape[0] - 1)
+    return F.linear(input, weight.index_put((row.long(), indices.col.long()), values), bias)
 
 
 @torch.library.custom_op("sparsify::linear_backward", mutates_args=())
