@@ -2,9 +2,26 @@
 
 import ctypes
 from importlib.util import find_spec
-from typing import Any
 
-from torch import Tensor, get_num_threads
+import torch
+from torch import Tensor, get_num_threads, nn
+
+
+KINDS = frozenset((Tensor, nn.Parameter, nn.Buffer))
+"""Classes of tensors that leave everything to PyTorch: others may hold their numbers elsewhere."""
+
+
+def _plain_keys(inference: bool) -> int:
+    with torch.inference_mode(inference):
+        return torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+
+
+PLAIN = frozenset(map(_plain_keys, (False, True)))
+"""What PyTorch's dispatcher knows of a tensor that is nothing but memory of the CPU. Tensors of other devices and
+layouts, traced, fake and functional ones, and those that are to be negated when they are read have other keys."""
+
+OUTSIDE = 2
+"""What a function of the library returns when indices lead out of an array; 1 stands for a lack of memory."""
 
 ENOUGH = 50_000
 """Operations from which on several threads are faster than one."""
@@ -17,17 +34,14 @@ def _load() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(found.origin)
     number, threads, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
-    library.sparsify_linear.argtypes = [*[ctypes.c_int] * 4, number, number, number, threads, *[pointer] * 10]
+    library.sparsify_linear.argtypes = [*[ctypes.c_int] * 4, *[number] * 4, threads, *[pointer] * 10]
     for bits in "32", "64":
         getattr(library, f"sparsify_lowest_{bits}").argtypes = [pointer, number, number, pointer]
-        getattr(library, f"sparsify_lowest_{bits}").restype = None
-        getattr(library, f"sparsify_flat_{bits}").argtypes = [pointer, pointer, number, number, threads, pointer]
+        getattr(library, f"sparsify_flat_{bits}").argtypes = [pointer, pointer, *[number] * 3, threads, pointer]
         getattr(library, f"sparsify_index_{bits}").argtypes = [pointer, number, number, number, threads, *[pointer] * 5]
     library.sparsify_sort.argtypes = [pointer, number, number]
     library.sparsify_places.argtypes = [pointer, number, pointer, number, pointer]
     library.sparsify_merge.argtypes = [pointer, pointer, number, pointer, number, number, pointer, pointer]
-    for name in "sparsify_flat_32", "sparsify_flat_64", "sparsify_places", "sparsify_merge":
-        getattr(library, name).restype = None
     return library
 
 
@@ -35,14 +49,41 @@ LIBRARY = _load()
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Call a function of the library; tensors are passed by address and must be contiguous.
+    """Call a function of the library: the one gate between Python and C. Tensors are passed by address.
 
     Raises:
+        TypeError: a tensor is not plain memory, for which an address could stand.
+        ValueError: indices lead out of the arrays that they are indices of.
         MemoryError: it could not allocate what it needs.
     """
-    passed: list[Any] = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    if getattr(LIBRARY, name)(*passed):
+    status = getattr(LIBRARY, name)(*[address(a) if isinstance(a, Tensor) else a for a in arguments])
+    if status == OUTSIDE:
+        raise ValueError("indices must be a topology of the layer, got some that are unsorted or out of range.")
+    if status:
         raise MemoryError(f"no memory for the work space of {name}.")
+
+
+def address(tensor: Tensor) -> int:
+    """The address of a tensor that is plain memory: on the CPU, strided, contiguous, and really there.
+
+    Raises:
+        TypeError: it is not: a traced, fake, functional or wrapped one, one that is to be negated when it is read, one
+            of another layout or device, or one whose storage was freed.
+    """
+    known = type(tensor) in KINDS and tensor.is_cpu and not tensor.is_neg()  # a short cut; `data_ptr` refuses the rest
+    if (known or is_plain(tensor)) and tensor.is_contiguous():
+        pointer = tensor.data_ptr()
+        if (pointer and tensor.untyped_storage().nbytes() >= tensor.nbytes) or not tensor.nbytes:
+            return pointer
+    raise TypeError(
+        f"tensor must be plain, contiguous memory on the CPU, got {type(tensor).__name__} {tuple(tensor.shape)} with the "
+        f"dispatch keys {torch._C._dispatch_keys(tensor)}."
+    )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but memory of the CPU, as those are that PyTorch's factory functions give."""
+    return torch._C._dispatch_keys(tensor).raw_repr() in PLAIN
 
 
 def threads(work: int) -> int:

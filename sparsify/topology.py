@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -118,12 +119,12 @@ def empty(length: int, dtype: torch.dtype = torch.int64, device: torch.device | 
 
 def native(flat: Tensor) -> bool:
     """Whether the compiled library works on `flat`."""
-    return library.LIBRARY is not None and flat.device.type == "cpu"
+    return library.LIBRARY is not None and library.is_plain(flat)
 
 
 def positions(chosen: Tensor) -> Tensor:
     """Where a boolean vector is true, ascending."""
-    if chosen.device.type == "cpu":  # six times as fast as torch's
+    if library.is_plain(chosen):  # six times as fast as torch's
         return torch.from_numpy(chosen.numpy().nonzero()[0])
     return chosen.nonzero().squeeze(1)
 
@@ -134,7 +135,11 @@ def index_dtype(nnz: int, shape: Shape) -> torch.dtype:
 
 
 def index(flat: Tensor, shape: Shape) -> Indices:
-    """The indices of a topology."""
+    """The indices of a topology.
+
+    Raises:
+        ValueError: flat is not sorted and unique, or leaves the shape.
+    """
     nnz, device = len(flat), flat.device
     dtype = index_dtype(nnz, shape)
     if native(flat):
@@ -143,6 +148,7 @@ def index(flat: Tensor, shape: Shape) -> Indices:
         counters = min(library.threads(nnz), 1 + nnz // shape[1])  # each thread counts in a vector of its own
         call(f"sparsify_index_{8 * dtype.itemsize}", flat.contiguous(), nnz, *shape, counters, *result)
         return result
+    check_flat(flat, shape)
     crow = torch.searchsorted(flat, torch.arange(shape[0] + 1, device=device) * shape[1])
     row = rows(crow, nnz)
     col = flat - row * shape[1]
@@ -161,25 +167,47 @@ def from_csr(crow: Tensor, col: Tensor, shape: Shape) -> Tensor:
     if native(col) and crow.dtype == col.dtype:
         flat = empty(len(col))
         name = f"sparsify_flat_{8 * col.dtype.itemsize}"
-        call(name, crow.contiguous(), col.contiguous(), *shape, library.threads(len(col)), flat)
+        call(name, crow.contiguous(), col.contiguous(), len(col), *shape, library.threads(len(col)), flat)
         return flat
     return rows(crow, len(col)) * shape[1] + col
+
+
+def check_flat(flat: Tensor, shape: Shape) -> None:
+    """Raise ValueError unless `flat` is a topology of `shape`."""
+    places = shape[0] * shape[1]
+    if (flat[1:] <= flat[:-1]).any() or (len(flat) and (int(flat[0]) < 0 or int(flat[-1]) >= places)):
+        raise ValueError(f"a topology must be sorted, unique places of range({places}), got some that are not.")
+
+
+def check_vector(name: str, vector: object, dtypes: Collection[torch.dtype]) -> None:
+    """Raise ValueError unless `vector` is a one-dimensional tensor of numbers that are there, of one of these dtypes."""
+    kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    if not isinstance(vector, Tensor):
+        raise ValueError(f"{name} must be a vector of {kinds}, got {type(vector).__name__}.")
+    keys = torch._C._dispatch_keys(vector)
+    if vector.layout != torch.strided or vector.is_meta or keys.has(torch._C.DispatchKey.Python):
+        kind = f"{type(vector).__name__} of layout {vector.layout} on {vector.device}"
+        raise ValueError(f"{name} must be an ordinary vector of {kinds}, got a {kind}.")
+    if vector.dtype not in dtypes or vector.dim() != 1:
+        raise ValueError(f"{name} must be a vector of {kinds}, got {vector.dtype} {tuple(vector.shape)}.")
 
 
 def check_csr(crow: Tensor, col: Tensor, nnz: int, shape: Shape) -> None:
     """Raise ValueError unless `crow` and `col` are a valid topology of `nnz` connections in `shape`."""
     for name, index in ("crow", crow), ("col", col):
-        if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
-            raise ValueError(f"{name} must be a vector of int32 or int64, got {index.dtype} {tuple(index.shape)}.")
+        check_vector(name, index, (torch.int32, torch.int64))
     if len(crow) != shape[0] + 1:
         raise ValueError(f"crow must have out_features + 1 = {shape[0] + 1} entries, got {len(crow)}.")
     if len(col) != nnz:
         raise ValueError(f"col must have one entry for each of the {nnz} values, got {len(col)}.")
-    if crow[0] != 0 or crow[-1] != nnz or (torch.diff(crow) < 0).any():
+    if crow[0] != 0 or crow[-1] != nnz or (crow[1:] < crow[:-1]).any():
         raise ValueError(f"crow must rise from 0 to {nnz} and never fall.")
     if nnz and (int(col.min()) < 0 or int(col.max()) >= shape[1]):
         raise ValueError(f"col must be in [0, {shape[1]}), got {int(col.min())} to {int(col.max())}.")
-    if (torch.diff(from_csr(crow, col, shape)) <= 0).any():
+    rises = col[1:] > col[:-1]
+    begins = crow[(crow > 0) & (crow < nnz)].long()
+    rises[begins - 1] = True  # from one row to the next it may fall
+    if not rises.all():
         raise ValueError("col must rise strictly within each row: connections sorted and unique.")
 
 
@@ -196,8 +224,8 @@ def fingerprint(*tensors: Tensor) -> str:
     """A short hash: the same for the same numbers, in every process, on every device and for every index dtype."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        if tensor.is_meta:
-            continue
+        if tensor.is_meta or torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python):
+            continue  # there are no numbers
         numbers = tensor.detach().cpu().contiguous().view(-1)
         numbers = numbers if numbers.is_floating_point() else numbers.long()
         digest.update(numbers.view(torch.uint8).numpy().data)

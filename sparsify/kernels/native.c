@@ -38,12 +38,14 @@
 enum {
   TILE = 32,             // rows of the result that are transposed back together
   KEPT = 4 << 20,        // bytes of scratch that a thread keeps between calls
-  MOST_PANEL = 64 << 20  // bytes of a panel, of which each thread has one, however many features there are
+  MOST_PANEL = 64 << 20,  // bytes of a panel, of which each thread has one, however many features there are
+  NO_MEMORY = 1,         // what a product returns where it could not be computed
+  OUTSIDE = 2
 };
 
 // One product. Forward: rows are outputs, `starts` and `indices` are CSR. Backward: rows are inputs, they are CSC.
 typedef struct {
-  int64_t out, in, batch;
+  int64_t out, in, batch, nnz;
   int threads;
   const void *starts, *indices, *order;  // order: CSC position -> CSR position, of `values`; backward only
   const void *values, *bias, *x, *grad;  // bias may be missing
@@ -177,15 +179,16 @@ int sparsify_level(void) {
   return 0;
 }
 
-// `level`: of the instruction sets, at most sparsify_level(). Returns 1 where memory was lacking, else 0.
+// `level`: of the instruction sets, at most sparsify_level(). Returns 1 where memory was lacking, 2 where an index leads
+// out of an array (then the results are left undefined), else 0.
 int sparsify_linear(int level, int real_bytes, int index_bytes, int backward, int64_t out, int64_t in, int64_t batch,
-                    int threads, const void *starts, const void *indices, const void *order, const void *values,
+                    int64_t nnz, int threads, const void *starts, const void *indices, const void *order, const void *values,
                     const void *bias, const void *x, const void *grad, void *result, void *grad_values,
                     void *grad_bias) {
   static int (*const forms[2][2][LEVELS])(const problem *, int) = {
       {FORMS(float, int32_t), FORMS(float, int64_t)}, {FORMS(double, int32_t), FORMS(double, int64_t)}};
-  const problem p = {out,    in,   batch, threads, starts, indices,     order,
-                     values, bias, x,     grad,    result, grad_values, grad_bias};
+  const problem p = {out,    in,   batch, nnz,  threads, starts,      indices,  order,
+                     values, bias, x,     grad, result,  grad_values, grad_bias};
   if (level == 2 && batch * real_bytes <= 32) level = 1;  // half a vector does
   return forms[real_bytes == 8][index_bytes == 8][level](&p, backward);
 }

@@ -54,7 +54,9 @@ def _call(
     *rest: Tensor | None,
 ) -> None:
     batch, in_features = input.shape
-    kinds = LEVEL, values.element_size(), index[0].element_size(), backward
-    threads = library.threads(batch * (len(values) + in_features + out_features))
-    sizes = out_features, in_features, batch, threads
-    library.call("sparsify_linear", *kinds, *sizes, *index, values, bias, input, *rest)
+    nnz = values.shape[0]
+    kinds = LEVEL, values.itemsize, index[0].itemsize, backward
+    threads = library.threads(batch * (nnz + in_features + out_features))
+    library.call(
+        "sparsify_linear", *kinds, out_features, in_features, batch, nnz, threads, *index, values, bias, input, *rest
+    )

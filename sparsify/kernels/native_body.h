@@ -293,16 +293,42 @@ BACKWARD(8)
 #endif
 #undef BACKWARD
 
+// Whether the indices of the rows first..last are in order and lead nowhere outside. Each thread looks at its own share
+// just before it reads it, when it has to come into the cache anyway; so no product leaves its arrays, whoever wrote the
+// indices.
+static int NAME(sound)(const problem *p, int64_t first, int64_t last, int64_t features) {
+  const INDEX *restrict starts = p->starts, *restrict indices = p->indices, *restrict order = p->order;
+  const INDEX most = (INDEX)(features - 1), nnz = (INDEX)p->nnz;
+  INDEX falls = 0, outside = 0;  // within a row nothing falls: only where one row ends and the next begins
+  for (int64_t r = first; r < last; r++) {
+    const INDEX begin = starts[r], end = starts[r + 1];
+    if (begin < 0 || begin > end || end > nnz) return 0;
+    if (r > first && begin < end && begin > starts[first]) falls -= indices[begin] <= indices[begin - 1];
+  }
+  if (first >= last || starts[first] == starts[last]) return 1;
+  const int64_t begin = starts[first], end = starts[last];
+  for (int64_t e = begin; e < end; e++) outside |= (indices[e] < 0) | (indices[e] > most);
+  for (int64_t e = begin + 1; e < end; e++) falls += indices[e] <= indices[e - 1];
+  if (order)
+    for (int64_t e = begin; e < end; e++) outside |= (order[e] < 0) | (order[e] >= nnz);
+  return !outside && !falls;
+}
+
 // One input: a dot product a row, with gathers; nothing is packed.
-static void NAME(single)(const problem *p) {
+static int NAME(single)(const problem *p) {
   const INDEX *restrict crow = p->starts, *restrict col = p->indices;
   const REAL *restrict values = p->values, *restrict bias = p->bias, *restrict x = p->x;
   REAL *restrict y = p->result;
   const int64_t chunks = 8 * (int64_t)p->threads;
-#pragma omp parallel for num_threads(p->threads) schedule(dynamic, 1)
+  int status = 0;
+#pragma omp parallel for num_threads(p->threads) schedule(dynamic, 1) reduction(| : status)
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
-    const int64_t last = NAME(share)(crow, p->out, chunk + 1, chunks);
-    for (int64_t r = NAME(share)(crow, p->out, chunk, chunks); r < last; r++) {
+    const int64_t first = NAME(share)(crow, p->out, chunk, chunks), last = NAME(share)(crow, p->out, chunk + 1, chunks);
+    if (!NAME(sound)(p, first, last, p->in)) {
+      status = OUTSIDE;
+      continue;
+    }
+    for (int64_t r = first; r < last; r++) {
       REAL s[8] = {0};
       int64_t e = crow[r], end = crow[r + 1];
       for (; e + 8 <= end; e += 8) UNROLL for (int i = 0; i < 8; i++) s[i] += values[e + i] * x[col[e + i]];
@@ -310,16 +336,14 @@ static void NAME(single)(const problem *p) {
       y[r] = ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7])) + (bias ? bias[r] : 0);
     }
   }
+  return status;
 }
 
 // Both directions: the rows of the result (outputs forward, inputs backward) in a share for each thread, the batch in
 // panels, a panel's features in blocks. Each thread packs for itself: that costs little more than to fetch what another
 // packed, and nobody waits.
 static int NAME(run)(const problem *p, int backward) {
-  if (!backward && p->batch == 1) {
-    NAME(single)(p);
-    return 0;
-  }
+  if (!backward && p->batch == 1) return NAME(single)(p);
 #if MOST_VECTORS == 8
 #define FORMS_OF(name) {NAME(name##_1), NAME(name##_2), NAME(name##_4), NAME(name##_8)}
 #else
@@ -328,13 +352,14 @@ static int NAME(run)(const problem *p, int backward) {
   static void (*const forms[2][4])(const problem *, const block *) = {FORMS_OF(forward), FORMS_OF(backward)};
 #undef FORMS_OF
   const INDEX *starts = p->starts;
-  const int64_t rows = backward ? p->in : p->out, features = backward ? p->out : p->in, nnz = starts[rows];
+  const int64_t rows = backward ? p->in : p->out, features = backward ? p->out : p->in, nnz = p->nnz;
+  if (starts[0] != 0 || starts[rows] != nnz) return OUTSIDE;
   const int fitting = panel_vectors(p->batch, LANES, MOST_VECTORS);
   const int64_t blocks = block_count(rows, features, nnz, fitting * BYTES), size = (features + blocks - 1) / blocks;
-  int most = fitting, failed = 0;
+  int most = fitting, status = 0;
   while (most > 1 && size * most * BYTES > MOST_PANEL) most /= 2;
   while (!backward && most > 4 && most / 2 * LANES * p->threads >= p->batch) most /= 2;
-#pragma omp parallel num_threads(p->threads) reduction(| : failed)
+#pragma omp parallel num_threads(p->threads) reduction(| : status)
   {
     // Forward, threads share the panels out and then the rows; backward, where the batch is summed up, the rows alone.
     const int own = omp_get_thread_num(), all = omp_get_num_threads();
@@ -345,11 +370,11 @@ static int NAME(run)(const problem *p, int backward) {
     const int64_t panel_bytes = (size + LANES) * most * BYTES;
     const int64_t partial_bytes = blocks > 1 ? (last - first) * most * BYTES : 0;
     scratch *memory = scratch_get(panel_bytes + partial_bytes + (blocks > 1 ? (last - first) * sizeof(INDEX) : 0));
-    failed = !memory;
+    status = !memory ? NO_MEMORY : NAME(sound)(p, first, last, features) ? 0 : OUTSIDE;
     char *panel = memory ? memory->memory : 0, *partial = blocks > 1 ? panel + panel_bytes : 0;
     char *reached = blocks > 1 ? partial + partial_bytes : 0;
     REAL *totals = own == 0 ? p->grad_bias : 0;
-    for (int64_t n = own % groups; n < panels && !failed && (first < last || totals); n += groups) {
+    for (int64_t n = own % groups; n < panels && !status && (first < last || totals); n += groups) {
       const int64_t from = n * most * LANES;
       const int vectors = panel_vectors(p->batch - from, LANES, most), width = vectors * LANES;
       for (int64_t start = 0; start < features; start += size) {
@@ -361,7 +386,7 @@ static int NAME(run)(const problem *p, int backward) {
     }
     scratch_give_back(memory);
   }
-  return failed;
+  return status;
 }
 #undef V
 #undef LANES

@@ -1,5 +1,5 @@
 // What an evolution does to a topology, in linear time: topology.py says what each function means, and does the same
-// without them where there is no compiler.
+// without them where there is no compiler. They return 0, or one of these two.
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -11,11 +11,13 @@
 #define omp_get_num_threads() 1
 #endif
 
-// Sorts numbers in [0, total): radix sort, 11 bits at a time. Returns 1 where memory was lacking, else 0.
+enum { NO_MEMORY = 1, OUTSIDE = 2 };
+
+// Sorts numbers in [0, total): radix sort, 11 bits at a time.
 int sparsify_sort(int64_t *numbers, int64_t n, int64_t total) {
   enum { BITS = 11, SIZE = 1 << BITS };
   int64_t *from = numbers, *to = malloc((size_t)n * sizeof *to), *spare = to;
-  if (!to) return 1;
+  if (!to) return NO_MEMORY;
   for (int shift = 0; shift < 63 && (total - 1) >> shift; shift += BITS) {
     int64_t start[SIZE + 1] = {0};
     for (int64_t i = 0; i < n; i++) start[(from[i] >> shift & (SIZE - 1)) + 1]++;
@@ -30,22 +32,40 @@ int sparsify_sort(int64_t *numbers, int64_t n, int64_t total) {
   return 0;
 }
 
-// flat[e] = row * in + col
+// flat[e] = row * in + col, for what begins at 0, ends at nnz, and rises within each row.
 #define FLAT(name, INDEX)                                                                                              \
-  void name(const INDEX *crow, const INDEX *col, int64_t out, int64_t in, int threads, int64_t *flat) {                \
-    _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t r = 0; r < out; r++)                \
-      for (int64_t e = crow[r]; e < crow[r + 1]; e++) flat[e] = r * in + col[e];                                       \
+  int name(const INDEX *crow, const INDEX *col, int64_t nnz, int64_t out, int64_t in, int threads, int64_t *flat) {    \
+    int outside = crow[0] != 0 || crow[out] != nnz;                                                                    \
+    _Pragma("omp parallel for num_threads(threads) schedule(static) reduction(| : outside)")                           \
+    for (int64_t r = 0; r < out; r++) {                                                                                \
+      const int64_t begin = crow[r], end = crow[r + 1];                                                                \
+      if (begin < 0 || begin > end || end > nnz) {                                                                     \
+        outside = 1;                                                                                                   \
+        continue;                                                                                                      \
+      }                                                                                                                \
+      int64_t before = -1;                                                                                             \
+      for (int64_t e = begin; e < end; e++) {                                                                          \
+        outside |= (col[e] <= before) | (col[e] >= in);                                                                \
+        before = col[e];                                                                                               \
+        flat[e] = r * in + before;                                                                                     \
+      }                                                                                                                \
+    }                                                                                                                  \
+    return outside ? OUTSIDE : 0;                                                                                      \
   }
 FLAT(sparsify_flat_32, int32_t)
 FLAT(sparsify_flat_64, int64_t)
 
-// CSR and CSC of a sorted topology: a counting sort by column, in which each thread counts and then places a run of the
-// connections. Returns 1 where memory was lacking, else 0.
+// CSR and CSC of a topology, which must be sorted, unique and in range: a counting sort by column, in which each thread
+// counts and then places a run of the connections.
 #define INDEX_OF(name, INDEX)                                                                                          \
   int name(const int64_t *flat, int64_t nnz, int64_t out, int64_t in, int threads, INDEX *crow, INDEX *col,            \
            INDEX *ccol, INDEX *csc_row, INDEX *csc_order) {                                                            \
+    int outside = nnz && (flat[0] < 0 || flat[nnz - 1] >= out * in);                                                   \
+    _Pragma("omp parallel for num_threads(threads) schedule(static) reduction(| : outside)")                           \
+    for (int64_t e = 1; e < nnz; e++) outside |= flat[e] <= flat[e - 1];                                               \
+    if (outside) return OUTSIDE;                                                                                       \
     INDEX *places = calloc((size_t)(threads * in), sizeof(INDEX));                                                     \
-    if (!places) return 1;                                                                                             \
+    if (!places) return NO_MEMORY;                                                                                     \
     _Pragma("omp parallel num_threads(threads)") {                                                                     \
       const int own = omp_get_thread_num(), all = omp_get_num_threads();                                               \
       const int64_t first = nnz / all * own, last = own + 1 < all ? nnz / all * (own + 1) : nnz;                       \
@@ -85,17 +105,18 @@ INDEX_OF(sparsify_index_32, int32_t)
 INDEX_OF(sparsify_index_64, int64_t)
 
 // The places of sorted ranks among what sorted `flat` leaves free.
-void sparsify_places(const int64_t *flat, int64_t nnz, const int64_t *rank, int64_t count, int64_t *place) {
+int sparsify_places(const int64_t *flat, int64_t nnz, const int64_t *rank, int64_t count, int64_t *place) {
   int64_t before = 0;
   for (int64_t i = 0; i < count; i++) {
     while (before < nnz && flat[before] - before <= rank[i]) before++;
     place[i] = rank[i] + before;
   }
+  return 0;
 }
 
 // Sorted `flat` without what does not survive, and with sorted `grown`, n in all; `origin` is where each comes from. No
 // branch depends on which survives or comes next: each would be a coin's.
-void sparsify_merge(const int64_t *flat, const uint8_t *survives, int64_t nnz, const int64_t *grown, int64_t count,
+int sparsify_merge(const int64_t *flat, const uint8_t *survives, int64_t nnz, const int64_t *grown, int64_t count,
                     int64_t n, int64_t *merged, int64_t *origin) {
   int64_t *kept = origin + count, last = 0, k = 0, g = 0;  // read from the end of what is written from the start
   for (int64_t e = 0; e < nnz && last < n - count; e++) {
@@ -118,6 +139,7 @@ void sparsify_merge(const int64_t *flat, const uint8_t *survives, int64_t nnz, c
     merged[k + g] = grown[g];
     origin[k + g] = nnz + g;
   }
+  return 0;
 }
 
 // Positions of the `count` lowest of n scores, ascending; among equals the first. NaN is above all. Radix select: the
@@ -131,7 +153,8 @@ void sparsify_merge(const int64_t *flat, const uint8_t *survives, int64_t nnz, c
     memcpy(&bits, &score, sizeof bits);                                                                                \
     return bits & sign ? ~bits : bits | sign;                                                                          \
   }                                                                                                                    \
-  void name(const REAL *scores, int64_t n, int64_t count, int64_t *positions) {                                        \
+  int name(const REAL *scores, int64_t n, int64_t count, int64_t *positions) {                                         \
+    if (count > n) return OUTSIDE;                                                                                     \
     enum { BITS = 11, SIZE = 1 << BITS };                                                                              \
     KEY prefix = 0, known = 0; /* of the highest key to be taken: its bits, and which are known */                     \
     int64_t left = count;      /* how many to take of those with this prefix */                                        \
@@ -153,6 +176,7 @@ void sparsify_merge(const int64_t *flat, const uint8_t *survives, int64_t nnz, c
       taken += (key < prefix) | tied;                                                                                  \
       left -= tied;                                                                                                    \
     }                                                                                                                  \
+    return 0;                                                                                                          \
   }
 LOWEST(sparsify_lowest_32, float, uint32_t)
 LOWEST(sparsify_lowest_64, double, uint64_t)
