@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsify import meta, optimizer_state, surgery, topology
+from sparsify import checkpoint, eligibility, loading, meta, optimizer_state, surgery, topology
 from sparsify.candidates import find
 from sparsify.distributions import Distribution, erdos_renyi
 from sparsify.evolution import SET, Evolution
@@ -17,17 +17,20 @@ from sparsify.optimizer import SparseOptimizer, check_arguments
 from sparsify.optimizer_state import GrownState
 from sparsify.planning import FULL, Density, plan
 
+Start = Literal["random", "magnitude"] | Mapping[str, Any]
+"""Where a sparse model's topologies and values come from."""
+
 
 @overload
 def sparsify(
     model: nn.Module,
     optimizer: Optimizer,
-    density: Density,
+    density: Density | None = ...,
     *,
     evolution: Evolution = ...,
     distribution: Distribution = ...,
     skip: Iterable[str] = ...,
-    start: Literal["random", "magnitude"] = ...,
+    start: Start = ...,
     grown_state: GrownState = ...,
     seed: int | None = ...,
 ) -> tuple[nn.Module, SparseOptimizer]: ...
@@ -35,24 +38,24 @@ def sparsify(
 def sparsify(
     model: nn.Module,
     optimizer: None,
-    density: Density,
+    density: Density | None = ...,
     *,
     evolution: Evolution = ...,
     distribution: Distribution = ...,
     skip: Iterable[str] = ...,
-    start: Literal["random", "magnitude"] = ...,
+    start: Start = ...,
     grown_state: GrownState = ...,
     seed: int | None = ...,
 ) -> tuple[nn.Module, None]: ...
 def sparsify(
     model: nn.Module,
     optimizer: Optimizer | None,
-    density: Density,
+    density: Density | None = None,
     *,
     evolution: Evolution = SET(),  # noqa: B008  (frozen)
     distribution: Distribution = erdos_renyi,
     skip: Iterable[str] = (),
-    start: Literal["random", "magnitude"] = "random",
+    start: Start = "random",
     grown_state: GrownState = "zero",
     seed: int | None = None,
 ) -> tuple[nn.Module, SparseOptimizer | None]:
@@ -72,12 +75,13 @@ def sparsify(
             evolution.
         density: share of weights kept, in (0, 1]: of all layers together (shared out by `distribution`); or
             {module-name glob: density} (the first glob that names a layer counts, layers that none names stay dense);
-            or a callable (out_features, in_features) -> density such as `epsilon(20)`.
+            or a callable (out_features, in_features) -> density such as `epsilon(20)`. Not given where `start` says it.
         evolution: `SET(...)`, `RigL(...)`, `GraNet(...)`, `GMP(...)`, `Static()` or an `Evolution` of your own.
         distribution: shares a float density among layers.
         skip: module-name globs of layers, or of modules that contain them, to leave dense.
         start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
-            largest weights of a trained model as they are.
+            largest weights of a trained model as they are; the state dict of a sparse model makes `model` that model:
+            the same layers sparse, at the same connections, and everything else loaded too.
         grown_state: what regrown connections find in optimizer buffers: "zero", or "mean" (second moments take the
             mean of the survivors').
         seed: of topology and evolution; None takes `torch.initial_seed()`. In distributed training rank 0's counts.
@@ -91,14 +95,19 @@ def sparsify(
     """
     if optimizer is not None:
         check_arguments(optimizer, evolution, grown_state, seed)
-    report = plan(model, density, optimizer=optimizer, distribution=distribution, skip=skip)
-    if not report.sparse and not any(layer.reason == FULL for layer in report.dense):
-        raise ValueError(f"model must hold an nn.Linear that can be sparse, got none.\n{report}")
-
-    targets = {row.name: row.nnz for row in report.sparse}
-    first = dict(targets)
-    if optimizer is not None and evolution.start_density is not None:
-        first = _first_counts(model, evolution.start_density, targets, distribution, skip)
+    if isinstance(start, Mapping):
+        if density is not None or tuple(skip):
+            raise ValueError("density and skip must not be given where start is a state dict, which says what is sparse.")
+        targets = first = _counts(model, optimizer, start)
+    elif density is None:
+        raise TypeError("density must be given, unless start is the state dict of a sparse model.")
+    else:
+        report = plan(model, density, optimizer=optimizer, distribution=distribution, skip=skip)
+        if not report.sparse and not any(layer.reason == FULL for layer in report.dense):
+            raise ValueError(f"model must hold an nn.Linear that can be sparse, got none.\n{report}")
+        targets = first = {row.name: row.nnz for row in report.sparse}
+        if optimizer is not None and evolution.start_density is not None:
+            first = _first_counts(model, evolution.start_density, targets, distribution, skip)
     candidates = find(model)
     meta.check(model, {candidates[name].owner for name in targets})
 
@@ -108,9 +117,13 @@ def sparsify(
         owner, linear = candidates[name].owner, candidates[name].linear
         if optimizer is not None:
             optimizer_state.check_elementwise(optimizer, owner.get_parameter(candidates[name].weight), name)
-        generator = topology.generator(seed, "start", name)
-        share = first[name] / linear.weight.numel()
-        layers[name] = SparseLinear.from_linear(linear, share, start=start, generator=generator)
+        if isinstance(start, Mapping):
+            flat = checkpoint.topology_of(start, f"{name}." if name else "", candidates[name].shape)
+            layers[name] = SparseLinear.at(linear, flat)
+        else:
+            generator = topology.generator(seed, "start", name)
+            share = first[name] / linear.weight.numel()
+            layers[name] = SparseLinear.from_linear(linear, share, start=start, generator=generator)
         layers[name].transposed = candidates[name].transposed
     replaced, pieces = surgery.assemble(candidates, layers)
 
@@ -121,8 +134,38 @@ def sparsify(
         if optimizer is not None:
             surgery.replace_parameters(optimizer, pieces, allocated, undo)
             wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed, targets=targets)
+            undo.callback(wrapped.unhook)
+        model = replaced.get(model, model)
+        loading.watch(model, undo)
+        if isinstance(start, Mapping):
+            _load_all(model, start, undo)
         undo.pop_all()
-    return replaced.get(model, model), wrapped
+    return model, wrapped
+
+
+def _counts(model: nn.Module, optimizer: Optimizer | None, state_dict: Mapping[str, Any]) -> dict[str, int]:
+    """Connections of each layer that is sparse in `state_dict`."""
+    eligibility.refuse_model(model)
+    candidates = find(model)
+    reasons = eligibility.why_dense(model, candidates, optimizer)
+    names = [prefix.removesuffix(".") for prefix in checkpoint.sparse_layers(state_dict)]
+    if not names:
+        raise ValueError("start must be the state dict of a sparse model, got one without sparse layers.")
+    for name in names:
+        if name not in candidates or name in reasons:
+            why = reasons.get(name, "the model has no such linear layer")
+            raise ValueError(f"model must be able to have the sparse layers of start, got none at {name!r}: {why}.")
+    return {name: len(state_dict[f"{name}.values" if name else "values"]) for name in names}
+
+
+def _load_all(model: nn.Module, state_dict: Mapping[str, Any], undo: ExitStack) -> None:
+    """Load `state_dict` whole, or raise ValueError and leave the model to `undo`."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        undo.callback(tensor.data.copy_, tensor.detach().clone())
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"start must be the state dict of this model, made sparse. {error}") from None
 
 
 def _first_counts(

@@ -174,15 +174,19 @@ class SparseMultiheadAttention(nn.Module):
         adopt(attention, self)
         return attention
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Find the projections of a dense checkpoint, under nn.MultiheadAttention's names."""
+    def unpack(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Give what a dense checkpoint has under nn.MultiheadAttention's names the names of the projections."""
         for part in "weight", "bias":
             packed = state_dict.pop(f"{prefix}in_proj_{part}", None)
             for number, name in enumerate(PROJECTIONS[:3]):
-                separate = state_dict.pop(f"{prefix}{name}_{part}", None)
-                found = separate if packed is None else packed.chunk(3)[number]
+                found = state_dict.pop(f"{prefix}{name}_{part}", None)
+                if packed is not None:
+                    found = packed.tensor_split(3)[number] if isinstance(packed, Tensor) and packed.dim() else packed
                 if found is not None:
                     state_dict[f"{prefix}{name}.{part}"] = found
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        self.unpack(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -16,6 +16,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
+from sparsify.swap import LOCK
 from sparsify.topology import fingerprint
 
 if TYPE_CHECKING:
@@ -40,22 +41,25 @@ _copies: "WeakKeyDictionary[SparseMatrix, WeakKeyDictionary[SparseMatrix, _Copy]
 
 def copied(original: "SparseMatrix", copy: "SparseMatrix") -> None:
     """`copy` is a deep copy of `original`."""
-    _copies.setdefault(original, WeakKeyDictionary())[copy] = _Copy(fingerprint(copy.values))
+    with LOCK:
+        _copies.setdefault(original, WeakKeyDictionary())[copy] = _Copy(fingerprint(copy.values))
     if copy.values.requires_grad:
         copy.values.register_post_accumulate_grad_hook(partial(_trained, ref(copy)))  # type: ignore[no-untyped-call]
 
 
 def loaded(layer: "SparseMatrix") -> None:
     """The values of `layer` come from a checkpoint: if it is a copy, it is a snapshot now."""
-    for copies in _copies.values():
-        if layer in copies:
-            copies[layer] = _Copy(fingerprint(layer.values))
+    with LOCK:
+        for copies in _copies.values():
+            if layer in copies:
+                copies[layer] = _Copy(fingerprint(layer.values))
 
 
 @contextmanager
 def converted(layer: "SparseMatrix") -> Iterator[None]:
     """Within this block `layer` changes its dtype or device: if it is a snapshot, it stays one."""
-    known = [copies[layer] for copies in _copies.values() if layer in copies]
+    with LOCK:
+        known = [copies[layer] for copies in _copies.values() if layer in copies]
     snapshots = [one for one in known if one.fingerprint == fingerprint(layer.values)]
     yield
     for one in snapshots:
@@ -71,9 +75,9 @@ def check(name: str, layer: "SparseMatrix") -> None:
     Raises:
         RuntimeError: a copy mixes different connections, or averages indices.
     """
-    for copy, known in _copies.get(layer, {}).items():
+    for copy, known in _copies_of(layer):
         if known.left_at is None:
-            if not copy.indices_are_ours() and not copy.take_indices(layer):
+            if not copy.is_checked() and not _same_topology(layer, copy):
                 raise RuntimeError(
                     f"an average must leave indices as they are, got a copy of layer {name!r} that averages and rounds "
                     "them. Average parameters only: use_buffers=False in AveragedModel and Lightning's WeightAveraging."
@@ -91,8 +95,7 @@ def averages(name: str, layer: "SparseMatrix") -> list["SparseMatrix"]:
     Raises:
         RuntimeError: a copy holds averages of other connections than its own.
     """
-    copies = dict(_copies.get(layer, {}))
-    written = {copy: known for copy, known in copies.items() if known.fingerprint != fingerprint(copy.values)}
+    written = {copy: known for copy, known in _copies_of(layer) if known.fingerprint != fingerprint(copy.values)}
     if any(known.left_at is not None or not _same_topology(layer, copy) for copy, known in written.items()):
         raise _mixed(name)
     return list(written)
@@ -100,7 +103,7 @@ def averages(name: str, layer: "SparseMatrix") -> list["SparseMatrix"]:
 
 def evolved(layer: "SparseMatrix", averages: Sequence["SparseMatrix"]) -> None:
     """`layer` has another topology now, and so have `averages`; its other copies are left behind."""
-    for copy, known in _copies.get(layer, {}).items():
+    for copy, known in _copies_of(layer):
         if copy in averages:
             known.fingerprint = None
         else:
@@ -111,8 +114,9 @@ def _trained(copy: "ReferenceType[SparseMatrix]", _: Tensor) -> None:
     """A gradient has come to a copy: it is trained for itself, and follows no other."""
     layer = copy()
     if layer is not None:
-        for copies in _copies.values():
-            copies.pop(layer, None)
+        with LOCK:
+            for copies in _copies.values():
+                copies.pop(layer, None)
 
 
 def _same_values(one: Tensor, other: Tensor) -> bool:
@@ -122,7 +126,15 @@ def _same_values(one: Tensor, other: Tensor) -> bool:
 
 
 def _same_topology(one: "SparseMatrix", other: "SparseMatrix") -> bool:
-    return torch.equal(one.flat(), other.flat().to(one.values.device))
+    try:
+        return one.digest == other.digest
+    except ValueError:  # one of them has none
+        return False
+
+
+def _copies_of(layer: "SparseMatrix") -> list[tuple["SparseMatrix", _Copy]]:
+    with LOCK:
+        return list(_copies.get(layer, {}).items())
 
 
 def _mixed(name: str) -> RuntimeError:

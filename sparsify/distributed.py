@@ -106,7 +106,7 @@ def standing(layers: Mapping[str, "SparseLinear"], step: int, evolutions: int) -
         "sparse layers": {name: (layer.shape, layer.nnz) for name, layer in layers.items()},
         "step": step,
         "evolutions": evolutions,
-        "topology": {name: fingerprint(layer.crow, layer.col) for name, layer in layers.items()},
+        "topology": {name: layer.digest for name, layer in layers.items()},
         "values": {name: fingerprint(layer.values) for name, layer in layers.items()},
     }
 

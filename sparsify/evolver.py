@@ -1,22 +1,27 @@
 """`Evolver`: evolves the layers of one optimizer, step by step; `SparseOptimizer` is its face."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsify import averaging, optimizer_state, topology
 from sparsify.distributed import SHARDED, Ranks, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution
-from sparsify.evolution.evolve import evolve
+from sparsify.evolution.evolve import Update, evolve
 from sparsify.evolution.progress import Progress, Record
-from sparsify.evolution.rewire import rewire, view
+from sparsify.evolution.rewire import rewiring, view
 from sparsify.evolution.view import Passes, needs_gradient
 from sparsify.kernels import Recorder
 from sparsify.linear import SparseLinear
+from sparsify.matrix import SparseMatrix
 from sparsify.optimizer_state import GrownState
+from sparsify.swap import Change, Swap, settle
 from sparsify.telemetry import Explored
 
 
@@ -27,12 +32,15 @@ class Evolver:
         optimizer: holds the `values` of the layers.
         layers, algorithm, grown_state, seed, targets: as `SparseOptimizer` has them.
     Attributes:
+        parameters: the `values` of the layers, which stay the same objects.
         progress: where evolution stands.
-        versions, fingerprints: the topology that the optimizer's buffers belong to: a layer's version, and after
-            loading a fingerprint.
+        topologies: the digests of those that the optimizer's buffers belong to.
         ranks: the processes that train replicas of the model.
         recorders: keep the operands of backward passes, where the evolution that comes next needs them.
+        loading: whether loading a state dict was begun, and not finished.
     """
+
+    swap: Swap | None = None
 
     def __init__(
         self,
@@ -45,47 +53,74 @@ class Evolver:
     ) -> None:
         _check_held(optimizer, layers)
         self.optimizer, self.layers, self.algorithm, self.grown_state = optimizer, dict(layers), algorithm, grown_state
+        self.parameters = {name: layer.values for name, layer in layers.items()}
         self.progress = Progress(
             seed=seed,
             counts={name: (layer.nnz, targets.get(name, layer.nnz)) for name, layer in layers.items()},
             explored={name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()},
             due=algorithm.due(1),
         )
-        self.versions = {name: layer.topology_version for name, layer in layers.items()}
-        self.fingerprints: dict[str, str] = {}
+        self.topologies = {name: layer.digest for name, layer in layers.items()}
         self.ranks = Ranks()
         self.recorders: dict[str, Recorder] = {}
+        self.loading = False
         self._watch()
 
     def begin_step(self) -> None:
-        """Before the optimizer steps: what its buffers belong to, and what all ranks begin with."""
-        self._align()
-        self._meet()
+        """Before the optimizer steps: its buffers must belong to the topologies, and all ranks must begin alike."""
+        self._prepare()
+        stale = self._stale()
+        if stale:
+            had_any = self._have_state(stale)
+            afresh = [optimizer_state.afresh(self.optimizer, self.parameters[name]) for name in stale]
+            noting = [partial(self._note_topology, name) for name in stale]
+            Swap([*afresh, *noting], [self]).commit()
+            _say_afresh(had_any)
 
     def end_step(self) -> None:
         """After the optimizer has stepped: evolve where that is due."""
         self.progress.step += 1
         for recorder in self.recorders.values():
             recorder.stepped()
+        due = self.algorithm.due(self.progress.step + 1)
         if self.progress.due:
-            self._evolve(self._ready())
-        self.progress.due = self.algorithm.due(self.progress.step + 1)
+            self._evolve(self._ready(), due)
+        self.progress.due = due
         self._watch()
 
     def evolve(self) -> Record:
         """Evolve now, whatever the schedule says."""
-        self.begin_step()
+        self._prepare()
         ready = self._ready()
         if not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
-        return self._evolve(ready)
+        had_any = self._have_state(name for name in self._stale() if name in ready)
+        record = self._evolve(ready)
+        _say_afresh(had_any)
+        return record
+
+    def check_whole(self) -> None:
+        """Raise RuntimeError where an interruption has left something half done; finish what can be finished."""
+        settle(self)
+        if self.loading:
+            raise RuntimeError(
+                "optimizer must have a whole state, got one whose loading was interrupted. Load the checkpoint again."
+            )
+
+    def _prepare(self) -> None:
+        self.check_whole()
+        for name, layer in self.layers.items():
+            averaging.check(name, layer)
+        if not self.ranks.met:
+            self._meet()
 
     def _ready(self) -> dict[str, Passes]:
         """The layers that can evolve, with the operands of their backward passes.
 
-        Where a rule needs gradients, those that a backward pass reached, on every rank.
+        Those that the optimizer holds; where a rule needs gradients, those that a backward pass reached, on every rank.
         """
-        algorithm, layers = self.algorithm, self.layers
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        algorithm, layers = self.algorithm, {name: x for name, x in self.layers.items() if id(x.values) in held}
         passes = {name: recorder.passes for name, recorder in self.recorders.items() if recorder.passes}
         reached = {name for name, layer in layers.items() if layer.values.grad is not None}
         everyone = self._tell({"reached": reached, "recorded": set(passes)})
@@ -96,8 +131,10 @@ class Evolver:
             passes.setdefault(name, [no_pass(layers[name])])
         return {name: passes.get(name, []) for name in layers}
 
-    def _evolve(self, ready: Mapping[str, Passes]) -> Record:
+    def _evolve(self, ready: Mapping[str, Passes], due: bool | None = None) -> Record:
+        """Drop and grow: everything is prepared, and then carried out as a whole."""
         algorithm, progress, ranks = self.algorithm, self.progress, self.ranks
+        _check_unchanged(self.layers, self.parameters)
         layers = {name: self.layers[name] for name in ready}
         views, surplus = [], []
         averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
@@ -107,27 +144,43 @@ class Evolver:
             views.append(view(name, layer, generator, ready[name], ranks.sum))
             surplus.append(progress.surplus(algorithm, name, layer.nnz))
         fraction = algorithm.fraction(progress.step)
-        updates = evolve(algorithm, views, surplus, fraction) if views else []
-        grown = [
-            algorithm.grown_values(len(update.grown), seen.shape, len(update.flat), seen.generator)
-            for update, seen in zip(updates, views, strict=True)
-        ]
+        updates = dict(zip(layers, evolve(algorithm, views, surplus, fraction), strict=True)) if views else {}
+        grown = {
+            seen.name: algorithm.grown_values(len(updates[seen.name].grown), seen.shape, len(updates[seen.name].flat), seen.generator)
+            for seen in views
+        }
         if ranks.group is not None:
-            digests = [topology.fingerprint(update.flat, values) for update, values in zip(updates, grown, strict=True)]
-            ranks.tell({"new topology": dict(zip(layers, digests, strict=True))}, self._device)
-            if any(len(update.flat) != update.old_nnz for update in updates):
+            digests = {name: topology.fingerprint(update.flat, grown[name]) for name, update in updates.items()}
+            ranks.tell({"new topology": digests}, self._device)
+            if any(len(update.flat) != update.old_nnz for update in updates.values()):
                 raise count_changes(algorithm)
-        for (name, layer), update, values in zip(layers.items(), updates, grown, strict=True):
-            rewire(layer, update, values, self.optimizer, self.grown_state, averages[name])
-            self.versions[name] = layer.topology_version
-        return progress.note(fraction, dict(zip(layers, updates, strict=True)))
+        record, noting = progress.noting(fraction, updates, due)
+        changes = [self.rewiring(name, update, grown[name], averages[name]) for name, update in updates.items()]
+        owners = [self, *layers.values(), *chain.from_iterable(averages.values())]
+        Swap([*chain.from_iterable(changes), noting], owners).commit()
+        return record
+
+    def rewiring(
+        self, name: str, update: Update, grown: Tensor, averages: Sequence[SparseMatrix]
+    ) -> Iterator[Change]:
+        """Prepare to carry out `update` of a layer, with its optimizer state; nothing is changed yet."""
+        layer, optimizer = self.layers[name], self.optimizer
+        stale = name in self._stale()
+        yield from rewiring(layer, update, grown, None if stale else optimizer, self.grown_state, averages)
+        if stale:
+            yield optimizer_state.afresh(optimizer, layer.values, len(update.flat))
+        yield partial(self._note_topology, name)
+
+    def _note_topology(self, name: str) -> None:
+        self.topologies[name] = self.layers[name].last_digest
 
     def _meet(self) -> None:
-        """Before the first step, and after loading: what has to be so by then, and what all ranks must begin with."""
+        """Once before the first step, and once after loading: check the optimizer, and that all ranks begin alike."""
         ranks, progress = self.ranks, self.progress
-        if ranks.met:
-            return
-        _check_held(self.optimizer, self.layers)
+        _check_unchanged(self.layers, self.parameters)
+        for name, values in self.parameters.items():
+            if not optimizer_state.fits(self.optimizer, values):
+                self.topologies.pop(name, None)
         if ranks.group is not None:
             if self.algorithm.surplus is not None:
                 raise count_changes(self.algorithm)
@@ -169,29 +222,52 @@ class Evolver:
         return {
             **self.progress.state_dict(),
             "schedules": {name: part.state_dict() for name, part in self._stateful()},
-            "topology": {name: topology.fingerprint(layer.crow, layer.col) for name, layer in self.layers.items()},
+            "topology": dict(self.topologies),
         }
 
-    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+    def check_state_dict(self, state: object) -> None:
         """Raise ValueError unless `load_state_dict` can load `state`."""
-        if set(state["topology"]) != set(self.layers):
-            theirs, ours = sorted(state["topology"]), sorted(self.layers)
-            raise ValueError(f"state_dict must be of the sparse layers {ours}, got {theirs}.")
-        stateful = dict(self._stateful())
-        if set(stateful) != set(state["schedules"]):
-            raise ValueError(f"state_dict must hold the state of {sorted(stateful)}, got {sorted(state['schedules'])}.")
+        if not isinstance(state, Mapping):
+            raise ValueError(f'state_dict["sparsify"] must be a dict, got {type(state).__name__}.')
+        own = {"schedules": dict(self._stateful()), "topology": self.layers}
+        for key, expected in own.items():
+            found = state.get(key)
+            if not isinstance(found, Mapping) or set(found) != set(expected):
+                theirs = list(found) if isinstance(found, Mapping) else type(found).__name__
+                raise ValueError(f'state_dict["sparsify"]["{key}"] must be of {sorted(expected)}, got {theirs}.')
+        for name, layer in self.layers.items():
+            topology.check_digest(f'state_dict["sparsify"]["topology"]["{name}"]', state["topology"][name], layer.shape)
+        shapes = {name: layer.shape for name, layer in self.layers.items()}
+        self.progress.check_state_dict({key: part for key, part in state.items() if key not in own}, shapes)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict()` gave."""
+    def load_state_dict(self, state: Mapping[str, Any], load_wrapped: Callable[[], None]) -> None:
+        """Load what `state_dict()` gave, and the wrapped optimizer's state with it.
+
+        Args:
+            state: checked.
+            load_wrapped: loads the wrapped optimizer's state; where it raises, it has changed nothing.
+        """
+        settle(self)
+        before = [(part, part.state_dict()) for _, part in self._stateful()]
+        self.loading = True
+        try:
+            for name, part in self._stateful():
+                part.load_state_dict(state["schedules"][name])
+            load_wrapped()
+        except Exception:
+            for part, old in before:
+                part.load_state_dict(old)
+            self.loading = False
+            raise
         self.progress.load_state_dict(state)
-        for name, part in self._stateful():
-            part.load_state_dict(state["schedules"][name])
-        self.fingerprints, self.versions, self.recorders = dict(state["topology"]), {}, {}
+        self.topologies, self.recorders = {name: tuple(of) for name, of in state["topology"].items()}, {}
         self.ranks.met = False
         self._watch()
+        self.loading = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "recorders": {}}
+        settle(self)
+        return {**vars(self), "recorders": {}, "swap": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -201,23 +277,33 @@ class Evolver:
         """The rules and schedules that have state of their own, as a user's may; ours have none."""
         return [(name, part) for name, part in vars(self.algorithm).items() if hasattr(part, "load_state_dict")]
 
-    def _align(self) -> None:
-        """Start optimizer state afresh where a layer's topology was replaced under it (`load_state_dict`, `trim`)."""
-        afresh = []
-        for name, layer in self.layers.items():
-            averaging.check(name, layer)
-            if self.versions.get(name) == layer.topology_version:
-                continue
-            expected = self.fingerprints.pop(name, None)
-            same = expected == topology.fingerprint(layer.crow, layer.col)
-            if not same and optimizer_state.forget(self.optimizer, layer.values):
-                afresh.append(repr(name))
-            self.versions[name] = layer.topology_version
-        if afresh:
-            warnings.warn(
-                f"The topologies of {', '.join(afresh)} are not those that their optimizer state belongs to: it starts "
-                "afresh. To resume training, load model and optimizer from the same checkpoint.",
-                stacklevel=4,
+    def _stale(self) -> list[str]:
+        """The layers whose topology was replaced under their optimizer state (`load_state_dict`, `trim`)."""
+        return [name for name, layer in self.layers.items() if self.topologies.get(name) != layer.digest]
+
+    def _have_state(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if optimizer_state.has_any(self.optimizer, self.parameters[name])]
+
+
+def _say_afresh(names: Sequence[str]) -> None:
+    if names:
+        warnings.warn(
+            f"The topologies of {', '.join(map(repr, names))} are not those that their optimizer state belongs to: it "
+            "starts afresh. To resume training, load model and optimizer from the same checkpoint.",
+            stacklevel=5,
+        )
+
+
+def _check_unchanged(layers: Mapping[str, SparseLinear], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise unless the values of every layer are still the parameter that they were."""
+    for name, layer in layers.items():
+        values = layer._parameters.get("values")
+        if type(values).__name__ == "DTensor":
+            raise TypeError(f"values must be whole on every rank, got a DTensor in layer {name!r}: {SHARDED}")
+        if values is not parameters[name]:
+            raise ValueError(
+                f"values must stay the parameter that sparsify() made, got another in layer {name!r}. Undo what has "
+                "replaced it (pruning, parametrization, an assignment), or write the new values into the old parameter."
             )
 
 

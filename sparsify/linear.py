@@ -16,7 +16,7 @@ from sparsify.topology import Shape
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-    *("topology_version", "_indices_version", "transposed"),
+    *("swap", "_checked", "transposed"),
 }
 """Attributes of a module that do not pass to the one that takes its place."""
 
@@ -86,14 +86,18 @@ class SparseLinear(SparseMatrix):
     def from_topology(
         cls, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None = None
     ) -> "SparseLinear":
-        """Make a layer of these very connections; nothing is checked or copied.
+        """Make a layer of these very connections; nothing is copied.
 
         Args:
             shape: (out_features, in_features).
             flat: the topology as sorted, unique flat indices `row * in_features + col`, (nnz,) int64.
             values: of the connections in the same order, (nnz,).
             bias: (out_features,) or None.
+        Raises:
+            ValueError: flat is not such a topology, or values or bias has another length.
         """
+        if bias is not None and tuple(bias.shape) != shape[:1]:
+            raise ValueError(f"bias must be ({shape[0]},), got {tuple(bias.shape)}.")
         layer = cls.__new__(cls)
         layer._assemble(shape, flat, values, bias)
         return layer
@@ -138,7 +142,27 @@ class SparseLinear(SparseMatrix):
             scale = 1.0
         else:
             raise ValueError(f'start must be "random" or "magnitude", got {start!r}.')
-        layer = cls.from_topology(shape, flat, weight.flatten()[flat] * scale, linear.bias)
+        return cls.at(linear, flat, scale)
+
+    @classmethod
+    def at(cls, linear: nn.Linear, flat: Tensor, scale: float = 1.0) -> "SparseLinear":
+        """Make the sparse layer that takes the place of `linear`, at these connections; otherwise as `from_linear`.
+
+        Args:
+            linear: the dense layer. On the meta device it has no values to take over: they are zero.
+            flat: the topology as sorted, unique flat indices, (nnz,) int64.
+            scale: of the dense values.
+        """
+        shape, weight, bias = (linear.out_features, linear.in_features), linear.weight.detach(), linear.bias
+        if weight.is_meta:
+            flat = flat.to(meta.device())
+            values = torch.zeros(len(flat), dtype=weight.dtype, device=flat.device)
+            if bias is not None:
+                bias = nn.Parameter(torch.zeros_like(bias, device=flat.device), bias.requires_grad)
+        else:
+            flat = flat.to(weight.device)
+            values = weight.flatten()[flat] * scale
+        layer = cls.from_topology(shape, flat, values, bias)
         if linear.weight.grad is not None:
             layer.values.grad = linear.weight.grad.flatten()[flat]
         adopt(layer, linear)

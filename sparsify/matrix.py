@@ -2,16 +2,31 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparsify import averaging, checkpoint, topology
-from sparsify.topology import Indices, Shape
+from sparsify.swap import LOCK, Change, Swap, settle
+from sparsify.topology import Digest, Indices, Shape
 
 DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
+
+
+class Checked(NamedTuple):
+    """What is known of a topology that was checked. A layer makes a new one whenever its topology changes.
+
+    indices: the very tensors that were checked.
+    writes: how often these have been written to.
+    digest: what tells topologies apart.
+    """
+
+    indices: Indices
+    writes: int
+    digest: Digest
 
 
 class SparseMatrix(nn.Module):
@@ -21,6 +36,9 @@ class SparseMatrix(nn.Module):
         shape: (out_features, in_features).
         flat: the topology as sorted, unique flat indices `row * in_features + col`, (nnz,) int64.
         values: of the connections in the same order, (nnz,).
+
+    Raises:
+        ValueError: flat is not such a topology, or values is not one number for each connection.
     """
 
     in_features: int
@@ -32,23 +50,29 @@ class SparseMatrix(nn.Module):
     csc_row: Tensor
     csc_order: Tensor
     transposed: bool = False
+    swap: Swap | None = None
+    _checked: Checked | None = None
 
     def __init__(self, shape: Shape, flat: Tensor, values: Tensor) -> None:
         super().__init__()
         self.out_features, self.in_features = shape
-        self.topology_version = 0
-        self._indices_version = 0
+        _check_values(values, len(flat))
         self.values = nn.Parameter(values)
-        for name in Indices._fields:
-            self.register_buffer(name, torch.empty(0, dtype=torch.int32), persistent=name not in DERIVED)
-        self._set_topology(flat)
+        for name, index in topology.index(flat, shape)._asdict().items():
+            self.register_buffer(name, index, persistent=name not in DERIVED)
+        self._trust(topology.digest(flat))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseMatrix":
         new = memo[id(self)] = type(self).__new__(type(self))
-        new.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
-        new._indices_version = _version(new._held_indices())
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        if self.is_checked():
+            new._trust(self.digest)
         averaging.copied(self, new)
         return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        settle(self)
+        return {name: value for name, value in self.__dict__.items() if name not in ("swap", "_checked")}
 
     @property
     def shape(self) -> Shape:
@@ -58,12 +82,24 @@ class SparseMatrix(nn.Module):
     @property
     def nnz(self) -> int:
         """Number of connections."""
-        return len(self.values)
+        settle(self)
+        return self.values.shape[0]
 
     @property
     def density(self) -> float:
         """Share of all places that are connections."""
         return self.nnz / (self.out_features * self.in_features)
+
+    @property
+    def digest(self) -> Digest:
+        """What tells this topology from others."""
+        self.indices()
+        return self.last_digest
+
+    @property
+    def last_digest(self) -> Digest:
+        """That of the topology which was last checked, or put in place."""
+        return self._checked.digest  # type: ignore[union-attr]  # there is one from the beginning
 
     def flat(self) -> Tensor:
         """The topology as sorted flat indices `row * in_features + col`, (nnz,) int64."""
@@ -71,78 +107,133 @@ class SparseMatrix(nn.Module):
         return topology.from_csr(indices.crow, indices.col, self.shape)
 
     def indices(self) -> Indices:
-        """The index buffers; checked, where something else has written to them (DDP, model averages).
+        """The index buffers, which are a topology of as many connections as there are values.
+
+        Where other code has written to them (averages of buffers, broadcasts, loading in place), `crow` and `col` are
+        checked and the others made anew.
 
         Raises:
             ValueError: they are no topology of this layer.
         """
-        indices = self._held_indices()
-        if not torch.compiler.is_compiling() and _version(indices) != self._indices_version:
+        if torch.compiler.is_compiling():
+            return self._held()
+        if not self.is_checked():
+            self._examine()
+        return self._checked.indices  # type: ignore[union-attr]  # _examine() has seen to it
+
+    def is_checked(self) -> bool:
+        """Whether values and index buffers are those that were checked, and nothing else has written to the latter."""
+        checked, swap, held = self._checked, self.swap, self._buffers
+        return (
+            checked is not None
+            and (swap is None or not swap.under_way)
+            and held["crow"] is checked.indices.crow
+            and held["col"] is checked.indices.col
+            and held["ccol"] is checked.indices.ccol
+            and held["csc_row"] is checked.indices.csc_row
+            and held["csc_order"] is checked.indices.csc_order
+            and _writes(checked.indices) == checked.writes
+            and (torch.jit.is_tracing() or self.values.shape == checked.indices.col.shape)
+        )
+
+    def _examine(self) -> None:
+        with LOCK:  # another thread may be changing all this
+            settle(self)
+            if self.is_checked():
+                return
+            held = self._held()
             try:
-                topology.check(indices, self.nnz, self.shape)
+                if self.values.dim() != 1:
+                    raise ValueError(f"values must be a vector, got {tuple(self.values.shape)}.")
+                topology.check_csr(held.crow, held.col, len(self.values), self.shape)
             except ValueError as error:
                 raise ValueError(f"indices must be a topology, got what something else has written: {error}") from None
-            self._indices_version = _version(indices)
-        return indices
+            flat = topology.from_csr(held.crow, held.col, self.shape)
+            self._put(topology.index(flat, self.shape))
+            self._trust(topology.digest(flat))
 
-    def indices_are_ours(self) -> bool:
-        """Whether nothing else has written to the index buffers since they were checked."""
-        return _version(self._held_indices()) == self._indices_version
-
-    def take_indices(self, other: "SparseMatrix") -> bool:
-        """Accept the index buffers as they are, if they are those of `other`; says whether."""
-        mine = self._held_indices()
-        same = all(
-            torch.equal(index, right.to(index.device)) for index, right in zip(mine, other.indices(), strict=True)
-        )
-        if same:
-            self._indices_version = _version(mine)
-        return same
-
-    def _held_indices(self) -> Indices:
+    def _held(self) -> Indices:
         return Indices(*[self._buffers[name] for name in Indices._fields])  # type: ignore[arg-type]
+
+    def _put(self, indices: Indices) -> None:
+        """Put these indices into the buffers, in place where they fit."""
+        for name, index in indices._asdict().items():
+            buffer = self._buffers[name]
+            if buffer is not None and (buffer.shape, buffer.dtype) == (index.shape, index.dtype):
+                buffer.copy_(index)
+            else:
+                self._buffers[name] = index
+
+    def _trust(self, digest: Digest) -> None:
+        indices = self._held()
+        self._checked = Checked(indices, _writes(indices), digest)
 
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor (out_features, in_features); attached to autograd."""
         dense = self.values.new_zeros(self.out_features * self.in_features)
         return dense.index_put((self.flat(),), self.values).view(self.out_features, self.in_features)
 
-    @torch.no_grad()
     def rewire(self, flat: Tensor, values: Tensor, grad: Tensor | None) -> None:
         """Take over another topology with the values that belong to it, in place where nnz stays.
 
         Whoever calls this moves the optimizer's buffers too: see `evolution.rewire`.
-        """
-        if grad is not None and self.values.grad is not None and grad.shape == self.values.grad.shape:
-            grad = self.values.grad.copy_(grad)  # DDP may hold it as a view of the bucket that it sends
-        self.values.grad = None
-        if values.shape == self.values.shape:
-            self.values.copy_(values)
-        else:
-            # A graph that is still alive, such as the last loss's, holds a gradient accumulator of the old length. Only
-            # another dtype makes autograd forget it.
-            self.values.data = values.new_empty(0, dtype=torch.float16 if values.itemsize > 2 else torch.float32)
-            self.values.data = values
-        self.values.grad = grad
-        self._set_topology(flat)
 
-    def _set_topology(self, flat: Tensor) -> None:
-        for name, index in topology.index(flat, self.shape)._asdict().items():
-            buffer = getattr(self, name)
-            if buffer.shape == index.shape and buffer.dtype == index.dtype:
-                buffer.copy_(index)
+        Args:
+            flat: sorted, unique flat indices, (nnz,) int64.
+            values: (nnz,); grad: the same, or None.
+        Raises:
+            ValueError: flat is not a topology, or a length is wrong. Nothing is changed.
+        """
+        Swap([self.replacement(flat, values, grad)], [self]).commit()
+
+    @torch.no_grad()
+    def replacement(self, flat: Tensor, values: Tensor, grad: Tensor | None) -> Change:
+        """Prepare what `rewire` does; nothing is changed before the answer is called.
+
+        Raises:
+            ValueError: as `rewire`; or the values are no parameter of this layer any more.
+        """
+        parameter = self._parameters.get("values")
+        if parameter is None:
+            raise ValueError(
+                "values must be the layer's own parameter, got them computed from others. Undo what has replaced them "
+                "(pruning, parametrization) before the topology changes."
+            )
+        _check_values(values, len(flat))
+        values = values.detach().to(parameter).contiguous()
+        if grad is not None:
+            _check_values(grad, len(flat))
+        indices, digest = topology.index(flat.to(parameter.device), self.shape), topology.digest(flat)
+        return partial(self._replace, parameter, indices, digest, values, grad)
+
+    def _replace(
+        self, parameter: nn.Parameter, indices: Indices, digest: Digest, values: Tensor, grad: Tensor | None
+    ) -> None:
+        with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+            if values.shape == parameter.shape:
+                parameter.copy_(values)
             else:
-                setattr(self, name, index)
-        self.topology_version += 1
-        self._indices_version = _version(self._held_indices())
+                # A graph that is still alive, such as the last loss's, holds a gradient accumulator of the old length.
+                # Only another dtype makes autograd forget it.
+                parameter.grad = None
+                other = torch.float16 if values.itemsize > 2 else torch.float32
+                parameter.data = values.new_empty(0, dtype=other)
+                parameter.data = values
+            if grad is not None and parameter.grad is not None:
+                parameter.grad.copy_(grad)  # DDP may hold it as a view of the bucket that it sends
+            else:
+                parameter.grad = grad
+            self._put(indices)
+        self._trust(digest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseMatrix":
         """What `.to()`, `.half()` and the like do: nothing else writes here."""
-        ours = self.indices_are_ours()
+        settle(self)
+        digest = self.digest if self.is_checked() else None
         with averaging.converted(self):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if ours:
-            self._indices_version = _version(self._held_indices())
+        if digest is not None:
+            self._trust(digest)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -167,9 +258,14 @@ class SparseMatrix(nn.Module):
         missing_keys += [key for key in also_missing if key.removeprefix(prefix) not in checkpoint.SPARSE]
 
 
-def _version(indices: Indices) -> int:
+def _writes(indices: Indices) -> int:
     """Rises with every write to the buffers; not in inference mode."""
     try:
-        return sum(index._version for index in indices)
+        return sum([index._version for index in indices])
     except RuntimeError:  # tensors that were made there have no version
         return -1
+
+
+def _check_values(values: Tensor, nnz: int) -> None:
+    if tuple(values.shape) != (nnz,):
+        raise ValueError(f"values must be one for each of the {nnz} connections, got {tuple(values.shape)}.")

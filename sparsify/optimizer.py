@@ -1,8 +1,10 @@
 """`SparseOptimizer`: any torch optimizer whose step() also evolves the topology on schedule."""
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,9 @@ from sparsify.optimizer_state import GrownState
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+KEY = "sparsify"
+"""Of what evolution needs, in an optimizer's state dict."""
 
 
 class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -61,13 +66,15 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         optimizer = evolver.optimizer
         super().__init__(optimizer)
         self._self_evolver = evolver
-        self._self_depth = 0
+        self._self_open: list[int] = []
+        self._self_in_vain = False
         # A compiled step() calls these as they are: traced, evolution would fall into dozens of graphs.
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
+        after.of_sparsify = True
         with ExitStack() as undo:
             undo.callback(optimizer.register_step_pre_hook(before).remove)
-            optimizer.register_step_post_hook(after)
-            undo.pop_all()
+            undo.callback(optimizer.register_step_post_hook(after).remove)
+            self._self_hooks = undo.pop_all()
 
     @property
     def evolution(self) -> Evolution:
@@ -100,7 +107,6 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Step the wrapped optimizer; evolution follows where it is due."""
         # Defined here because learning-rate schedulers replace `optimizer.step`: theirs then stays on the proxy.
-        self._self_depth = 0
         return self.__wrapped__.step(*args, **kwargs)
 
     def evolve(self) -> Record:
@@ -117,31 +123,53 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         return self._self_evolver.evolve()
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state dict and, under "sparsify", what evolution needs to resume bit for bit."""
-        return {**self.__wrapped__.state_dict(), "sparsify": self._self_evolver.state_dict()}
+        """The wrapped optimizer's state dict and, under "sparsify", what evolution needs to resume bit for bit.
+
+        The latter stands in the first param group too, because torch.distributed.checkpoint keeps nothing else.
+        """
+        self._self_evolver.check_whole()
+        state, own = self.__wrapped__.state_dict(), self._self_evolver.state_dict()
+        first, *others = state["param_groups"]
+        return {**state, "param_groups": [{**first, KEY: own}, *others], KEY: own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave; the model's own state dict may be loaded before or after.
 
         Raises:
-            ValueError: it is not a SparseOptimizer's, or of other layers; nothing is changed.
+            ValueError: it is not a SparseOptimizer's, or of other layers, or corrupt; nothing is changed.
         """
-        own = state_dict.get("sparsify")
+        groups = state_dict.get("param_groups")
+        groups = groups if isinstance(groups, (list, tuple)) else []
+        kept = [group[KEY] for group in groups if isinstance(group, Mapping) and KEY in group]
+        own = state_dict.get(KEY, *kept[:1])
         if own is None:
-            raise ValueError(f'state_dict must hold "sparsify", as a SparseOptimizer\'s does, got {list(state_dict)}.')
-        self._self_evolver.check_state_dict(own)
-        self.__wrapped__.load_state_dict({key: value for key, value in state_dict.items() if key != "sparsify"})
-        self._self_evolver.load_state_dict(own)
+            raise ValueError(f'state_dict must hold "{KEY}", as a SparseOptimizer\'s does, got {list(state_dict)}.')
+        evolver, optimizer = self._self_evolver, self.__wrapped__
+        evolver.check_state_dict(own)
+        lengths = {values: own["topology"][name][0] for name, values in evolver.parameters.items()}
+        optimizer_state.check_state_dict(optimizer, lengths, state_dict)
+        plain = {key: value for key, value in state_dict.items() if key != KEY}
+        plain["param_groups"] = [{key: option for key, option in group.items() if key != KEY} for group in groups]
+        evolver.load_state_dict(own, partial(optimizer.load_state_dict, plain))
+
+    def unhook(self) -> None:
+        """Let the wrapped optimizer step as it did before it was wrapped."""
+        self._self_hooks.close()
 
     def _before_step(self, *_: Any) -> None:
+        optimizer = self.__wrapped__
+        self._self_in_vain = not optimizer.state and _changes_nothing(optimizer)
         self._self_evolver.begin_step()
-        self._self_depth += 1
+        # A subclass whose step() calls super().step() runs the hooks of both: only the outermost is a step. What stands
+        # as deep as this or deeper was left by an exception.
+        depth = _stack_depth()
+        self._self_open = [*(outer for outer in self._self_open if outer < depth), depth]
 
     def _after_step(self, *_: Any) -> None:
-        # A subclass whose step() calls super().step() runs the hooks of both: only the outermost is a step.
-        self._self_depth -= 1
+        self._self_open = self._self_open[:-1]
         found_inf = getattr(self.__wrapped__, "found_inf", None)  # a fused optimizer under GradScaler steps in vain
-        if self._self_depth <= 0 and not (found_inf is not None and found_inf.item()):
+        in_vain = self._self_in_vain or (found_inf is not None and found_inf.item())
+        if not self._self_open and not in_vain:
             self._self_evolver.end_step()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseOptimizer":
@@ -160,6 +188,9 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
         raise TypeError("optimizer must not be wrapped already, got a SparseOptimizer. Pass the original optimizer.")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+    hooks = getattr(optimizer, "_optimizer_step_post_hooks", {})
+    if any(hasattr(hook, "of_sparsify") for hook in hooks.values()):
+        raise TypeError("optimizer must not be wrapped already, got one that sparsify() wrapped. Use what it returned.")
     if not hasattr(optimizer, "_optimizer_step_post_hooks"):  # a trainer's, made without Optimizer.__init__
         raise TypeError(
             f"optimizer must be the original one, got {type(optimizer).__name__}, a wrapper without step hooks. Call "
@@ -172,6 +203,21 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
         raise ValueError(f'grown_state must be "zero" or "mean", got {grown_state!r}.')
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"seed must be an int or None, got {seed!r}.")
+
+
+def _changes_nothing(optimizer: Optimizer) -> bool:
+    """Whether a step would only make the optimizer's buffers, as torch.distributed.checkpoint does before it loads."""
+    groups = optimizer.param_groups
+    return all("lr" in group and not group["lr"] for group in groups) and not any(
+        bool(p.grad.any()) for group in groups for p in group["params"] if p.grad is not None
+    )
+
+
+def _stack_depth() -> int:
+    depth, frame = 0, sys._getframe(1)
+    while frame := frame.f_back:  # type: ignore[assignment]
+        depth += 1
+    return depth
 
 
 def _rebuild(evolver: Evolver) -> SparseOptimizer:

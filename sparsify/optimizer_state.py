@@ -1,14 +1,16 @@
 """Moves and resets elementwise optimizer buffers: those of a weight's shape, one entry for each connection."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import ASGD, LBFGS, Adagrad, Optimizer, Rprop
+from torch.optim import ASGD, LBFGS, SGD, Adagrad, Optimizer, Rprop
 
 from sparsify.evolution.evolve import Update
+from sparsify.swap import Change
 from sparsify.topology import fingerprint
 
 if TYPE_CHECKING:
@@ -58,6 +60,41 @@ def check_elementwise(optimizer: Optimizer, parameter: Tensor, layer: str) -> No
                 )
 
 
+def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], state_dict: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the key, unless `state_dict` may hold the state of `optimizer`.
+
+    Args:
+        lengths: values of sparse layers -> the length of their buffers in `state_dict`.
+    """
+    for key, kind in ("state", Mapping), ("param_groups", (list, tuple)):
+        if not isinstance(state_dict.get(key), kind):
+            raise ValueError(f"state_dict[{key!r}] must be there, got {type(state_dict.get(key)).__name__}.")
+    theirs, ours = state_dict["param_groups"], optimizer.param_groups
+    sizes = [len(group["params"]) if isinstance(group, Mapping) and "params" in group else None for group in theirs]
+    if sizes != [len(group["params"]) for group in ours]:
+        raise ValueError(
+            f"state_dict['param_groups'] must have groups of {[len(group['params']) for group in ours]} parameters, got "
+            f"{sizes}."
+        )
+    if isinstance(optimizer, LBFGS):
+        return  # one history for all parameters
+    pairs = [pair for group, own in zip(theirs, ours, strict=True) for pair in zip(group["params"], own["params"])]
+    entries = {key: state_dict["state"].get(key, {}) for key, _ in pairs}
+    for key, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"state_dict['state'][{key!r}] must be a dict, got {type(entry).__name__}.")
+    tensors = {name for entry in entries.values() for name, x in entry.items() if isinstance(x, Tensor)}
+    for key, parameter in pairs:
+        for name, buffer in entries[key].items() if parameter in lengths else ():
+            where, nnz = f"state_dict['state'][{key!r}][{name!r}]", lengths[parameter]
+            if isinstance(buffer, Tensor):
+                if buffer.layout != torch.strided or buffer.is_meta or (buffer.numel() != 1 and buffer.shape != (nnz,)):
+                    kind = f"{buffer.dtype} {tuple(buffer.shape)} of layout {buffer.layout} on {buffer.device}"
+                    raise ValueError(f"{where} must be a number or a vector of the layer's {nnz} connections, got {kind}.")
+            elif isinstance(buffer, str) or (name in tensors and not isinstance(buffer, (int, float, type(None)))):
+                raise ValueError(f"{where} must be a tensor, got {type(buffer).__name__}.")
+
+
 def part(state: dict[str, Any], shape: torch.Size, take: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     """The state of a part of a parameter of `shape`: `take` gives its part of each elementwise buffer."""
     return {
@@ -67,20 +104,23 @@ def part(state: dict[str, Any], shape: torch.Size, take: Callable[[Tensor], Tens
 
 
 @torch.no_grad()
-def move(optimizer: Optimizer, values: nn.Parameter, update: Update, grown: Tensor, grown_state: GrownState) -> None:
-    """Move every buffer of `values` to its new order; regrown connections find what a new weight would find.
+def moves(
+    optimizer: Optimizer, values: nn.Parameter, update: Update, grown: Tensor, grown_state: GrownState
+) -> Iterator[Change]:
+    """Prepare to move every buffer of `values` to its new order; regrown connections find what a new weight would find.
 
     That is zero, but for buffers whose optimizer starts them elsewhere (Rprop's step size, Adagrad's accumulator,
     ASGD's average); with `grown_state="mean"` second moments take the mean of the survivors' instead.
 
     Args:
-        values: after the move of the values themselves; the buffers are still in the old order.
         grown: values of the grown connections.
     """
-    if isinstance(optimizer, LBFGS):
-        forget(optimizer, values)
+    group = next((group for group in optimizer.param_groups if any(values is p for p in group["params"])), None)
+    if group is None:
         return
-    group = next(group for group in optimizer.param_groups if any(values is p for p in group["params"]))
+    if isinstance(optimizer, LBFGS):
+        yield afresh(optimizer, values)
+        return
     state = optimizer.state.get(values, {})
     for key, buffer in state.items():
         if isinstance(buffer, Tensor) and buffer.shape == (update.old_nnz,):
@@ -88,11 +128,15 @@ def move(optimizer: Optimizer, values: nn.Parameter, update: Update, grown: Tens
                 fresh = buffer[update.kept].mean().expand(len(grown))
             else:
                 fresh = _fresh(optimizer, group, key, grown)
-            moved = update.move(buffer, fresh.to(buffer))
-            if moved.shape == buffer.shape:
-                buffer.copy_(moved)
-            else:
-                state[key] = moved
+            yield partial(_put, state, key, buffer, update.move(buffer, fresh.to(buffer)))
+
+
+@torch.no_grad()
+def _put(state: dict[str, Any], key: str, buffer: Tensor, moved: Tensor) -> None:
+    if moved.shape == buffer.shape:
+        buffer.copy_(moved)
+    else:
+        state[key] = moved
 
 
 def digests(optimizer: Optimizer, layers: Mapping[str, "SparseLinear"]) -> dict[str, str]:
@@ -104,13 +148,39 @@ def digests(optimizer: Optimizer, layers: Mapping[str, "SparseLinear"]) -> dict[
     }
 
 
-def forget(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Start the state of `parameter` afresh; says whether there was any. LBFGS has one history for all parameters."""
+def has_any(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether `optimizer` holds buffers for `parameter`."""
     if isinstance(optimizer, LBFGS):
-        had_any = bool(optimizer.state)
-        optimizer.state.clear()
-        return had_any
-    return bool(optimizer.state.pop(parameter, None))
+        return bool(optimizer.state)
+    return any(isinstance(buffer, Tensor) for buffer in optimizer.state.get(parameter, {}).values())
+
+
+def fits(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether every elementwise buffer of `parameter` has its length."""
+    if isinstance(optimizer, LBFGS):
+        return True
+    buffers = (buffer for buffer in optimizer.state.get(parameter, {}).values() if isinstance(buffer, Tensor))
+    return all(buffer.numel() == 1 or buffer.shape == parameter.shape for buffer in buffers)
+
+
+def afresh(optimizer: Optimizer, parameter: Tensor, nnz: int | None = None) -> Change:
+    """Prepare to start the state of `parameter` afresh. LBFGS has one history for all parameters.
+
+    Args:
+        nnz: the length that the parameter will have; None: as now.
+    """
+    if isinstance(optimizer, LBFGS):
+        return partial(_clear, optimizer)
+    momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+    if isinstance(optimizer, SGD) and isinstance(momentum, Tensor):  # fused, it takes no parameters with and without
+        zeros = momentum.new_zeros(len(parameter) if nnz is None else nnz)
+        return partial(optimizer.state.__setitem__, parameter, {"momentum_buffer": zeros})
+    return partial(optimizer.state.pop, parameter, None)
+
+
+def _clear(optimizer: LBFGS) -> None:
+    optimizer.state.clear()
+    optimizer._numel_cache = None
 
 
 def _fresh(optimizer: Optimizer, group: dict[str, Any], key: str, grown: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from sparsify.library import call
 Shape = tuple[int, int]
 """(out_features, in_features) of a layer."""
 
+Digest = tuple[int, int]
+"""Number of connections, and 64 bits of a hash."""
+
 
 class Indices(NamedTuple):
     """A topology as the products need it, all of one dtype.
@@ -218,6 +221,32 @@ def check(indices: Indices, nnz: int, shape: Shape) -> None:
     for name, found, right in zip(Indices._fields, indices, expected, strict=True):
         if not torch.equal(found, right):
             raise ValueError(f"{name} must belong to the same connections as crow and col.")
+
+
+def digest(flat: Tensor) -> Digest:
+    """What tells this topology from others of the same shape, in every process and on every device."""
+    if native(flat):
+        bits = torch.empty(1, dtype=torch.int64, device="cpu")
+        call("sparsify_digest", flat.contiguous(), len(flat), library.threads(len(flat)), bits)
+        return len(flat), int(bits)
+    return len(flat), int(mixed(flat.cpu().numpy().view(np.uint64)).sum(dtype=np.uint64).view(np.int64))
+
+
+def check_digest(name: str, digest: object, shape: Shape) -> None:
+    """Raise ValueError unless `digest` can be one of a topology of `shape`."""
+    whole = isinstance(digest, (tuple, list)) and len(digest) == 2 and all(type(number) is int for number in digest)
+    if not whole or not 0 <= digest[0] <= shape[0] * shape[1] or not -(2**63) <= digest[1] < 2**63:  # type: ignore[index]
+        raise ValueError(f"{name} must be a number of connections and 64 bits, got {digest!r}.")
+
+
+def mixed(numbers: np.ndarray) -> np.ndarray:
+    """Sixty-four well-mixed bits of each number (splitmix64); different numbers have different ones."""
+    bits = numbers + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB):
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(factor)
+    bits ^= bits >> np.uint64(31)
+    return bits
 
 
 def fingerprint(*tensors: Tensor) -> str:

@@ -1,11 +1,14 @@
 """Where evolution stands: what a checkpoint must hold beside topologies and buffers."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.evolve import Update
+from sparsify.swap import Change
 from sparsify.telemetry import Explored
 
 
@@ -42,16 +45,28 @@ class Progress:
         """How many connections more than its schedule says a layer has; none where nothing is pruned."""
         return 0 if algorithm.surplus is None else nnz - algorithm.connections(self.step, *self.counts[name])
 
-    def note(self, drop_fraction: float, updates: Mapping[str, Update]) -> Record:
-        """Count one evolution."""
+    def noting(
+        self, drop_fraction: float, updates: Mapping[str, Update], due: bool | None = None
+    ) -> tuple[Record, Change]:
+        """Prepare to count one evolution.
+
+        Args:
+            due: whether evolution comes after the next step; None: as it is.
+        """
+        explored = {}
         for name, update in updates.items():
-            self.explored[name].add(update.grown)
+            explored[name] = copy.copy(self.explored[name])
+            explored[name].add(update.grown)
         grown = {name: len(update.grown) for name, update in updates.items()}
         dropped = {name: update.old_nnz - len(update.flat) + grown[name] for name, update in updates.items()}
         record = Record(self.step, drop_fraction, dropped, grown)
-        self.history.append(record)
-        self.evolutions += 1
-        return record
+        after = {"evolutions": self.evolutions + 1, "due": self.due if due is None else due}
+        return record, partial(self._note, record, len(self.history), explored, after)
+
+    def _note(self, record: Record, place: int, explored: Mapping[str, Explored], after: Mapping[str, Any]) -> None:
+        self.history[place:] = [record]
+        self.explored.update(explored)
+        vars(self).update(after)
 
     def state_dict(self) -> dict[str, Any]:
         """As plain numbers, lists, dicts and tensors."""
@@ -64,6 +79,9 @@ class Progress:
             "explored": {name: explored.sketch for name, explored in self.explored.items()},
             "history": [record._asdict() for record in self.history],
         }
+
+    def check_state_dict(self, state: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+        """Raise ValueError unless `load_state_dict` can load `state`."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict()` gave."""

@@ -1,75 +1,46 @@
-"""Where an `Update` is carried out: values, gradient, topology and optimizer buffers move together, here only."""
+"""Where an `Update` is prepared for carrying out: values, gradient, topology and optimizer buffers move together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsify import averaging, optimizer_state, topology
-from sparsify.evolution.algorithms import check_fraction
-from sparsify.evolution.drop import magnitude
-from sparsify.evolution.evolve import Update, replaced
-from sparsify.evolution.growth import uniformly
-from sparsify.evolution.scopes import lowest_of_each_sign
+from sparsify import averaging, optimizer_state
+from sparsify.evolution.evolve import Update
 from sparsify.evolution.view import LayerView, Passes, alone
-from sparsify.linear import SparseLinear
 from sparsify.matrix import SparseMatrix
 from sparsify.optimizer_state import GrownState
+from sparsify.swap import Change
 
 
 @torch.no_grad()
-def rewire(
+def rewiring(
     layer: SparseMatrix,
     update: Update,
     grown: Tensor,
     optimizer: Optimizer | None = None,
     grown_state: GrownState = "zero",
     averages: Sequence[SparseMatrix] = (),
-) -> None:
-    """Carry out `update`: survivors keep value, gradient and optimizer state; `grown` are the new values.
+) -> Iterator[Change]:
+    """Prepare `update`: survivors keep value, gradient and optimizer state; `grown` are the new values.
 
     Args:
         averages: copies of `layer` that evolve alike; see `averaging`.
-    """
-    update, grown = update.on(layer.values.device), grown.to(layer.values)  # an average may be elsewhere
-    grad = layer.values.grad
-    values = update.move(layer.values.detach(), grown)
-    moved_grad = None if grad is None else update.move(grad, torch.zeros_like(grown))
-    layer.rewire(update.flat, values, moved_grad)
-    if optimizer is not None:
-        optimizer_state.move(optimizer, layer.values, update, grown, grown_state)
-    for average in averages:
-        rewire(average, update, grown)
-    if update.changes:
-        averaging.evolved(layer, averages)
-
-
-def trim(model: nn.Module, drop_fraction: float) -> nn.Module:
-    """Drop each layer's weakest connections for good and grow nothing: SET's last step, for inference.
-
-    Optimizer state is not trimmed: an optimizer that steps this model again starts the layer's state afresh.
-
-    Args:
-        model: holds sparse layers; changed in place.
-        drop_fraction: share of the positive and of the negative connections to drop, in [0, 1].
     Returns:
-        the model.
-    Raises:
-        ValueError: drop_fraction is outside [0, 1], or the model holds no sparse layer.
-    Source: Mocanu et al. 2018, algorithm 1, last step.
+        the changes that carry it out; none where the topology stays. Nothing is changed yet.
     """
-    check_fraction(drop_fraction)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-    if not layers:
-        raise ValueError("model must hold a SparseLinear, got none. Make it sparse first: sparsify(model, ...).")
-    averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
-    for name, layer in layers.items():
-        seen = view(name, layer, topology.generator())
-        dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
-        update = replaced(seen, dropped, 0, uniformly)
-        rewire(layer, update, seen.values[:0], averages=averages[name])
-    return model
+    if not update.changes:
+        return
+    for each in layer, *averages:  # an average may be on another device
+        there, new = update.on(each.values.device), grown.to(each.values)
+        grad = each.values.grad if each is layer else None
+        moved = None if grad is None else there.move(grad, torch.zeros_like(new))
+        yield each.replacement(there.flat, there.move(each.values.detach(), new), moved)
+    if optimizer is not None:
+        yield from optimizer_state.moves(optimizer, layer.values, update, grown.to(layer.values), grown_state)
+    yield partial(averaging.evolved, layer, averages)
 
 
 def view(

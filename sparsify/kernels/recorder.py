@@ -1,5 +1,6 @@
 """Keeps the operands of backward passes, where a growth rule is going to need the gradient of the dense weight."""
 
+from threading import RLock
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -27,7 +28,8 @@ class Recorder:
         self._layer = layer
         self._backward: int | None = None
         self._stepped = False
-        _recorders.add(self)
+        with _lock:
+            _recorders.add(self)
 
     def stepped(self) -> None:
         """The optimizer has stepped: what is here is of the past once the next backward pass begins."""
@@ -48,13 +50,17 @@ class Recorder:
 
 
 _recorders: WeakSet[Recorder] = WeakSet()
+_lock = RLock()
 
 
 def record(grad: Tensor, input: Tensor, indices: Indices) -> None:
     """Show the operands of a backward pass to the recorders."""
-    for recorder in _recorders:
-        if recorder.sees(indices):
-            recorder.keep(grad, input)
+    if _recorders:
+        with _lock:  # several models may train at the same time
+            alive = list(_recorders)
+        for recorder in alive:
+            if recorder.sees(indices):
+                recorder.keep(grad, input)
 
 
 def _any(grad: Tensor | None) -> bool:

@@ -104,6 +104,20 @@ FLAT(sparsify_flat_64, int64_t)
 INDEX_OF(sparsify_index_32, int32_t)
 INDEX_OF(sparsify_index_64, int64_t)
 
+// The sum of well-mixed bits of each number (splitmix64): another one for every other set of numbers.
+int sparsify_digest(const int64_t *flat, int64_t nnz, int threads, int64_t *digest) {
+  uint64_t sum = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
+  for (int64_t e = 0; e < nnz; e++) {
+    uint64_t mixed = (uint64_t)flat[e] + 0x9E3779B97F4A7C15;
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9;
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB;
+    sum += mixed ^ mixed >> 31;
+  }
+  *digest = (int64_t)sum;
+  return 0;
+}
+
 // The places of sorted ranks among what sorted `flat` leaves free.
 int sparsify_places(const int64_t *flat, int64_t nnz, const int64_t *rank, int64_t count, int64_t *place) {
   int64_t before = 0;
