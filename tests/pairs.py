@@ -18,6 +18,11 @@ ALGORITHMS = [SET(3), RigL(3), GMP(until=30, interval=3), GraNet(until=30, inter
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
 
 
+def short(evolution):
+    """Short, for the names of tests."""
+    return type(evolution).__name__
+
+
 def build(evolution=SET(3), make=SGD, seed=0, density=0.3):  # noqa: B008
     torch.manual_seed(seed)
     model = mlp(12, 16, 4)

@@ -46,7 +46,7 @@ CORRUPT = [
     *((name, kind, change) for name in ("crow", "col") for kind, change in {**WRONG, **WRONG_INDEX}.items()),
     ("crow", "not from 0", lambda t: t + 1),
     ("crow", "too low at the end", put(-1, 1)),
-    ("col", "duplicate", lambda t: torch.cat([t[1:2], t[1:]])),
+    ("col", "duplicates", lambda t: torch.full_like(t, 3)),
     ("col", "just out of range", put(-1, 16)),
     ("bias", "shorter", lambda t: t[:-1]),
 ]

@@ -13,10 +13,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from sparsify import GMP, SET, RigL, SparseLinear, topology
 
 from .conftest import assert_same
-from .pairs import ADAM, AFRESH, SGD, X, build, everything, saved, train, trained
+from .pairs import ADAM, AFRESH, SGD, X, build, everything, saved, short, train, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # said of every save and load
 PAIRS = [(SET(3), SGD), (RigL(3), SGD), (SET(3), ADAM), (RigL(3), ADAM)]
+NAMES = ["SET, SGD", "RigL, SGD", "SET, Adam", "RigL, Adam"]
 INDICES = ["crow", "col", "ccol", "csc_row", "csc_order"]
 DERIVED = INDICES[2:]
 
@@ -27,7 +28,7 @@ def go_on_alike(one, other):
     assert_same(everything(*other), everything(*one))
 
 
-@pytest.mark.parametrize(("evolution", "make"), PAIRS, ids=str)
+@pytest.mark.parametrize(("evolution", "make"), PAIRS, ids=NAMES)
 def test_plain_state_dicts_are_saved_and_loaded_in_place(evolution, make, tmp_path):
     pair = trained(evolution=evolution, make=make)
     dcp.save({"model": pair[0].state_dict(), "optimizer": pair[1].state_dict()}, checkpoint_id=tmp_path)
@@ -41,7 +42,7 @@ def test_plain_state_dicts_are_saved_and_loaded_in_place(evolution, make, tmp_pa
 
 
 @pytest.mark.parametrize("steps", [0, 4])
-@pytest.mark.parametrize(("evolution", "make"), PAIRS, ids=str)
+@pytest.mark.parametrize(("evolution", "make"), PAIRS, ids=NAMES)
 def test_torchs_own_way_resumes_bit_for_bit(evolution, make, steps, tmp_path):
     pair = trained(evolution=evolution, make=make)
     dcp.save(dict(zip(["model", "optimizer"], get_state_dict(*pair), strict=True)), checkpoint_id=tmp_path)
@@ -53,14 +54,13 @@ def test_torchs_own_way_resumes_bit_for_bit(evolution, make, steps, tmp_path):
     go_on_alike(pair, other)
 
 
-@pytest.mark.parametrize("options", [{}, {"full_state_dict": True}, {"full_state_dict": True, "cpu_offload": True}])
-@pytest.mark.parametrize("evolution", [SET(3), RigL(3), GMP(until=30, interval=3)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"cpu_offload": True}, {"full_state_dict": True}])
+@pytest.mark.parametrize("evolution", [SET(3), RigL(3), GMP(until=30, interval=3)], ids=short)
 def test_torchs_own_state_dicts_serve_without_files_too(evolution, options):
     pair, other = trained(evolution=evolution), build(evolution, seed=1)
-    options = StateDictOptions(**options)
-    model_state, optimizer_state = copy.deepcopy(get_state_dict(*pair, options=options))
-    assert optimizer_state["param_groups"][0]["sparsify"]["step"] == 10
-    set_state_dict(*other, model_state_dict=model_state, optim_state_dict=optimizer_state, options=options)
+    weights, state = copy.deepcopy(get_state_dict(*pair, options=StateDictOptions(**options)))
+    assert state["param_groups"][0]["sparsify"]["step"] == 10
+    set_state_dict(*other, model_state_dict=weights, optim_state_dict=state)
     go_on_alike(pair, other)
 
 
@@ -78,7 +78,7 @@ def test_what_evolution_needs_is_in_the_first_param_group_too_and_not_in_the_liv
 
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
-@pytest.mark.parametrize("evolution", [SET(1), RigL(1), GMP(until=30, interval=1)], ids=str)
+@pytest.mark.parametrize("evolution", [SET(1), RigL(1), GMP(until=30, interval=1)], ids=short)
 def test_the_hidden_step_is_not_counted_and_does_not_evolve(evolution, make):
     model, optimizer = build(evolution, make)
     before = everything(model)
@@ -112,8 +112,8 @@ def backward(model):
     return output.detach(), [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("steps", [0, 5])
-@pytest.mark.parametrize("evolution", [SET(3), RigL(3)], ids=str)
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize("evolution", [SET(3), RigL(3)], ids=short)
 def test_a_model_written_in_place_computes_and_trains_as_the_other(evolution, steps):
     (one, _), (other, optimizer) = trained(evolution=evolution), trained(steps, evolution=evolution, seed=1)
     copy_in_place(one.state_dict(), other.state_dict())
@@ -125,9 +125,8 @@ def test_a_model_written_in_place_computes_and_trains_as_the_other(evolution, st
             optimizer.step()
     else:
         optimizer.step()
-    if steps % 3 != 2:  # else the layer has evolved
-        assert torch.equal(optimizer.state[other[0].values]["momentum_buffer"], gradient)
-        assert torch.equal(other[0].values, values - 0.1 * gradient)
+    assert torch.equal(optimizer.state[other[0].values]["momentum_buffer"], gradient)
+    assert torch.equal(other[0].values, torch.add(values, gradient, alpha=-0.1))
     train(other, optimizer, 11, 20)
     for layer in other[0], other[2]:
         topology.check(layer.indices(), layer.nnz, layer.shape)

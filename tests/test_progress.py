@@ -217,7 +217,7 @@ def test_anything_at_all_in_any_place_is_refused_by_its_name(path, kind):
         (("counts", "0"), (600.0, 500), '["counts"]["0"]'),
         (("counts", "0"), (600, 500, 400), '["counts"]["0"]'),
         (("counts", "net.2"), (25, 3), '["counts"]["net.2"] must be two whole numbers in [0, 24]'),
-        (("counts", "1"), (3, 3), "[\"counts\"] must be a dict of the sparse layers ['0', 'net.2']"),
+        (("counts", "1"), (3, 3), "[\"counts\"] must be of the sparse layers ['0', 'net.2']"),
         (("counts",), {"0": (600, 500)}, '["counts"]'),
         (("step",), True, '["step"] must be a whole number in [0, 9223372036854775807], got True.'),
         (("step",), -7, '["step"]'),

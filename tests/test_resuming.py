@@ -11,11 +11,11 @@ from torch import nn
 from sparsify import SET, RigL, SparseLinear, SparseOptimizer, sparsify, trim
 
 from .conftest import assert_same, mlp, snapshot
-from .pairs import ADAM, AFRESH, ALGORITHMS, PARTS, SGD, X, build, everything, refuse, saved, train, trained
+from .pairs import ADAM, AFRESH, ALGORITHMS, PARTS, SGD, X, build, everything, refuse, saved, short, train, trained
 
 
 @pytest.mark.parametrize("density", [0.3, PARTS])
-@pytest.mark.parametrize("evolution", ALGORITHMS, ids=repr)
+@pytest.mark.parametrize("evolution", ALGORITHMS, ids=short)
 def test_a_checkpoint_alone_makes_its_model_and_goes_on(evolution, density):
     model, optimizer = trained(evolution=evolution, density=density)
     weights, state = saved(model, optimizer)
@@ -51,7 +51,7 @@ def test_without_an_optimizer_too_and_with_all_that_is_not_sparse():
     [
         (lambda s: {**s, "2.col": s["2.col"] + 16}, (), r"2\.col"),
         (lambda s: {**s, "2.values": None}, (), r"2\.values"),
-        (lambda s: {k: v for k, v in s.items() if k != "2.crow"}, (), r"2\.crow"),
+        (lambda s: {k: v for k, v in s.items() if k != "2.crow"}, (), r"\b2\."),
         (lambda s: {k: v for k, v in s.items() if k != "2.bias"}, (), r"2\.bias"),
         (lambda s: {**s, "0.bias": s["0.bias"][:-1]}, (), r"0\.bias"),
         (lambda s: {**s, "1.crow": s["0.crow"], "1.col": s["0.col"], "1.values": s["0.values"]}, (), r"\b1\b"),
@@ -95,7 +95,7 @@ def other_topology(model):
 @pytest.mark.parametrize("order", ["model first", "optimizer first"])
 @pytest.mark.parametrize("change", [other_topology, lambda model: trim(model, 0.3)], ids=["load", "trim"])
 @pytest.mark.parametrize("make", [SGD, ADAM])
-@pytest.mark.parametrize("evolution", [SET(3), RigL(3)], ids=repr)
+@pytest.mark.parametrize("evolution", [SET(3), RigL(3)], ids=short)
 def test_what_is_saved_before_the_next_step_says_what_optimizer_state_belongs_to(evolution, make, change, order):
     model, optimizer = trained(evolution=evolution, make=make)
     change(model)
@@ -130,14 +130,15 @@ def test_a_pair_saved_again_before_it_has_stepped_goes_on_like_the_live_one():
     assert_same(everything(again, resumed), everything(model, optimizer))
 
 
-@pytest.mark.parametrize("evolution", ALGORITHMS, ids=repr)
+@pytest.mark.parametrize("evolution", ALGORITHMS, ids=short)
 def test_an_excursion_to_the_best_weights_keeps_the_momentum(evolution):
     (model, optimizer), twin = trained(4, evolution=evolution), trained(4, evolution=evolution)
     best = copy.deepcopy(model.state_dict())
     train(model, optimizer, 4, 10)
     now = copy.deepcopy(model.state_dict())
     model.load_state_dict(best)
-    model.eval()(X)
+    with torch.no_grad():
+        model.eval()(X)
     model.load_state_dict(now)
     train(model.train(), optimizer, 10, 20)
     train(*twin, 4, 20)

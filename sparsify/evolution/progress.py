@@ -133,7 +133,7 @@ def _check_count(key: str, count: object, most: int) -> None:
 def _check_layers(key: str, entries: object, places: Mapping[str, int]) -> None:
     if not isinstance(entries, dict) or set(entries) != set(places):
         got = list(entries) if isinstance(entries, dict) else entries
-        raise refused(key, f"must be a dict of the sparse layers {list(places)}", got)
+        raise refused(key, f"must be of the sparse layers {list(places)}", got)
 
 
 def _check_first_and_last(key: str, counts: object, most: int) -> None:
@@ -171,7 +171,7 @@ def _check_record(key: str, record: object, before: int, now: int, places: Mappi
         entries = record[name]
         if not isinstance(entries, dict) or not set(entries) <= set(places):
             got = list(entries) if isinstance(entries, dict) else entries
-            raise refused(f'{key}["{name}"]', f"must be a dict of sparse layers among {list(places)}", got)
+            raise refused(f'{key}["{name}"]', f"must be of sparse layers among {list(places)}", got)
         for layer, count in entries.items():
             _check_count(f'{key}["{name}"]["{layer}"]', count, places[layer])
     if set(record["dropped"]) != set(record["grown"]):
