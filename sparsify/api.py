@@ -155,7 +155,8 @@ def _counts(model: nn.Module, optimizer: Optimizer | None, state_dict: Mapping[s
         if name not in candidates or name in reasons:
             why = reasons.get(name, "the model has no such linear layer")
             raise ValueError(f"model must be able to have the sparse layers of start, got none at {name!r}: {why}.")
-    return {name: len(state_dict[f"{name}.values" if name else "values"]) for name in names}
+    prefixes = {name: f"{name}." if name else "" for name in names}
+    return {name: len(checkpoint.topology_of(state_dict, prefixes[name], candidates[name].shape)) for name in names}
 
 
 def _load_all(model: nn.Module, state_dict: Mapping[str, Any], undo: ExitStack) -> None:

@@ -141,8 +141,19 @@ def has_begun(errors: list[str]) -> bool:
     return _loading.errors is errors
 
 
-def load_together(layers: Collection[tuple[str, "SparseMatrix"]], state_dict: Mapping[str, Any], errors: list[str]) -> None:
-    """Load all these layers before the rest of a model; each knows later that it has its weight."""
+def load_together(
+    layers: Collection[tuple[str, "SparseMatrix"]], state_dict: Mapping[str, Any], errors: list[str]
+) -> None:
+    """Load all these layers before the rest of a model; each knows later that it has its weight.
+
+    Raises:
+        ValueError: one is corrupt, or not whole. Nothing is changed.
+    """
+    for prefix, _ in layers:
+        there = [name for name in SPARSE if prefix + name in state_dict]
+        if 0 < len(there) < len(SPARSE):
+            missing = ", ".join(prefix + name for name in SPARSE if name not in there)
+            raise ValueError(f"state_dict must hold the whole of a sparse weight, got none of {missing}.")
     _loading.errors, _loading.done = errors, WeakSet(take_over(layers, state_dict))
 
 

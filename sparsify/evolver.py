@@ -238,7 +238,7 @@ class Evolver:
         for name, layer in self.layers.items():
             topology.check_digest(f'state_dict["sparsify"]["topology"]["{name}"]', state["topology"][name], layer.shape)
         shapes = {name: layer.shape for name, layer in self.layers.items()}
-        self.progress.check_state_dict({key: part for key, part in state.items() if key not in own}, shapes)
+        self.progress.check_state_dict(state, shapes)
 
     def load_state_dict(self, state: Mapping[str, Any], load_wrapped: Callable[[], None]) -> None:
         """Load what `state_dict()` gave, and the wrapped optimizer's state with it.

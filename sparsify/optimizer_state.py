@@ -83,15 +83,17 @@ def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], 
     for key, entry in entries.items():
         if not isinstance(entry, Mapping):
             raise ValueError(f"state_dict['state'][{key!r}] must be a dict, got {type(entry).__name__}.")
-    tensors = {name for entry in entries.values() for name, x in entry.items() if isinstance(x, Tensor)}
+    known = [*entries.values(), *optimizer.state.values()]
+    vectors = {name for entry in known for name, x in entry.items() if isinstance(x, Tensor) and x.dim()}
     for key, parameter in pairs:
         for name, buffer in entries[key].items() if parameter in lengths else ():
             where, nnz = f"state_dict['state'][{key!r}][{name!r}]", lengths[parameter]
             if isinstance(buffer, Tensor):
-                if buffer.layout != torch.strided or buffer.is_meta or (buffer.numel() != 1 and buffer.shape != (nnz,)):
+                fits = buffer.shape == (nnz,) or (buffer.numel() == 1 and name not in vectors)
+                if buffer.layout != torch.strided or buffer.is_meta or not fits:
                     kind = f"{buffer.dtype} {tuple(buffer.shape)} of layout {buffer.layout} on {buffer.device}"
                     raise ValueError(f"{where} must be a number or a vector of the layer's {nnz} connections, got {kind}.")
-            elif isinstance(buffer, str) or (name in tensors and not isinstance(buffer, (int, float, type(None)))):
+            elif name in vectors and not (buffer is None and name == "momentum_buffer"):  # which SGD may have or not
                 raise ValueError(f"{where} must be a tensor, got {type(buffer).__name__}.")
 
 

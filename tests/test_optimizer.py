@@ -178,7 +178,7 @@ def test_state_dict_is_ordinary_and_of_its_own_kind():
         optimizer.load_state_dict(optimizer.__wrapped__.state_dict())
     other, _ = sparsify(mlp(12, 4), None, 0.3)
     wrong = SparseOptimizer(torch.optim.Adam(other.parameters()), {"0": other[0]}, SET())
-    with pytest.raises(ValueError, match=r"must be of the sparse layers \['0'\], got \['0', '2'\]"):
+    with pytest.raises(ValueError, match=r"must be of \['0'\], got \['0', '2'\]"):
         wrong.load_state_dict(state)
 
 

@@ -1,11 +1,14 @@
 """What evolution did."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsify import SET, sparsify
-from sparsify.telemetry import SIZE, Explored
-from sparsify.topology import generator, sample
+from sparsify.telemetry import PADDING, SIZE, Explored
+from sparsify.topology import generator, mixed, sample
 
 from .conftest import mlp
 
@@ -29,6 +32,34 @@ def test_large_counts_are_estimated_in_constant_memory(total):
         seen = torch.cat([seen, flat]).unique()
     assert explored.count == pytest.approx(len(seen), rel=0.06)  # four standard errors
     assert len(explored.sketch) == SIZE
+
+
+def test_hashes_are_those_of_splitmix64():
+    # The first outputs of the reference implementation from state 0, which hashes the multiples of its step.
+    steps = np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    assert list(map(hex, mixed(steps))) == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+
+
+@pytest.mark.parametrize("seen", [0, 1, 5, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE])
+def test_saved_sketches_are_all_of_one_length_and_go_on_as_they_were(seen):
+    places = 10 * SIZE
+    explored = Explored(sample(places, seen, generator("seen", seen)), (10, SIZE))
+    state = explored.state_dict()
+    assert state["sketch"].shape == (SIZE,)
+    assert state["count"] == len(explored.sketch) == min(seen, SIZE)
+    assert (state["sketch"][state["count"] :] == PADDING).all()
+    fresh = Explored(torch.arange(7), (10, SIZE))
+    fresh.check_state_dict(state, "key")
+    again = fresh.loaded(state)
+    state["sketch"].zero_()  # what was loaded is a copy, and what was saved too
+    more = sample(places, 300, generator("more", seen))
+    for one in explored, again:
+        one.add(more)
+    assert torch.equal(again.sketch, explored.sketch)
+    assert again.share == explored.share
+    assert fresh.count == 7
+    if seen <= SIZE - 300:
+        assert again.count == len(set(sample(places, seen, generator("seen", seen)).tolist()) | set(more.tolist()))
 
 
 def test_the_optimizer_knows_what_was_explored_and_keeps_it_in_checkpoints():

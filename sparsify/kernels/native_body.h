@@ -293,25 +293,36 @@ BACKWARD(8)
 #endif
 #undef BACKWARD
 
-// Whether the indices of the rows first..last are in order and lead nowhere outside. Each thread looks at its own share
-// just before it reads it, when it has to come into the cache anyway; so no product leaves its arrays, whoever wrote the
-// indices.
+// How often index[from..to] does not rise from one to the next.
+INLINE INDEX NAME(falls)(const INDEX *restrict index, int64_t from, int64_t to) {
+  INDEX falls = 0;
+  for (int64_t e = from + 1; e < to; e++) falls += index[e] <= index[e - 1];
+  return falls;
+}
+
+// Whether the indices of the rows first..last rise within each row (so do positions in the other order) and lead nowhere
+// outside. Each thread looks at its own share just before it reads it, when it has to come into the cache anyway; so no
+// product leaves its arrays, whoever wrote the indices.
 static int NAME(sound)(const problem *p, int64_t first, int64_t last, int64_t features) {
   const INDEX *restrict starts = p->starts, *restrict indices = p->indices, *restrict order = p->order;
-  const INDEX most = (INDEX)(features - 1), nnz = (INDEX)p->nnz;
-  INDEX falls = 0, outside = 0;  // within a row nothing falls: only where one row ends and the next begins
+  const INDEX nnz = (INDEX)p->nnz;
+  INDEX falls = 0, order_falls = 0;  // all but those from one row to the next
+  int outside = 0;
   for (int64_t r = first; r < last; r++) {
     const INDEX begin = starts[r], end = starts[r + 1];
     if (begin < 0 || begin > end || end > nnz) return 0;
-    if (r > first && begin < end && begin > starts[first]) falls -= indices[begin] <= indices[begin - 1];
+    if (begin == end) continue;
+    outside |= (indices[begin] < 0) | (indices[end - 1] >= features);
+    if (order) outside |= (order[begin] < 0) | (order[end - 1] >= nnz);
+    if (begin > starts[first]) {
+      falls -= indices[begin] <= indices[begin - 1];
+      if (order) order_falls -= order[begin] <= order[begin - 1];
+    }
   }
-  if (first >= last || starts[first] == starts[last]) return 1;
-  const int64_t begin = starts[first], end = starts[last];
-  for (int64_t e = begin; e < end; e++) outside |= (indices[e] < 0) | (indices[e] > most);
-  for (int64_t e = begin + 1; e < end; e++) falls += indices[e] <= indices[e - 1];
-  if (order)
-    for (int64_t e = begin; e < end; e++) outside |= (order[e] < 0) | (order[e] >= nnz);
-  return !outside && !falls;
+  if (outside || first >= last) return !outside;
+  falls += NAME(falls)(indices, starts[first], starts[last]);
+  if (order) order_falls += NAME(falls)(order, starts[first], starts[last]);
+  return !falls && !order_falls;
 }
 
 // One input: a dot product a row, with gathers; nothing is packed.
