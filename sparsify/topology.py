@@ -86,7 +86,7 @@ def places_of_ranks(flat: Tensor, rank: Tensor) -> Tensor:
     """The inactive places of these ranks: 0 is the first number not in `flat` (both sorted)."""
     if native(flat):
         place = empty(len(rank))
-        call("sparsify_places", flat, len(flat), rank, len(rank), place)
+        call("sparsify_places", flat.contiguous(), len(flat), rank.contiguous(), len(rank), place)
         return place
     inactive_before = flat - torch.arange(len(flat), device=flat.device)
     return rank + torch.searchsorted(inactive_before, rank, right=True)
@@ -105,7 +105,8 @@ def merge(flat: Tensor, survives: Tensor, grown: Tensor) -> tuple[Tensor, Tensor
     if native(flat):
         count = int(survives.sum()) + len(grown)
         merged, origin = empty(count), empty(count)
-        call("sparsify_merge", flat, survives, len(flat), grown.contiguous(), len(grown), count, merged, origin)
+        sources = flat.contiguous(), survives.contiguous(), len(flat), grown.contiguous(), len(grown)
+        call("sparsify_merge", *sources, count, merged, origin)
         return merged, origin
     origin = torch.cat([positions(survives), torch.arange(len(grown), device=flat.device) + len(flat)])
     merged, order = torch.sort(torch.cat([flat, grown])[origin])
@@ -262,7 +263,13 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Positions of the `count` lowest scores, ascending; among equal scores the first positions."""
+    """Positions of the `count` lowest scores, ascending; among equal scores the first positions. NaN is above all.
+
+    Raises:
+        ValueError: scores is no vector, or has fewer than `count`.
+    """
+    if scores.dim() != 1 or count > len(scores):
+        raise ValueError(f"scores must be a vector of at least {count}, got {tuple(scores.shape)}.")
     if count <= 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     if native(scores) and scores.dtype in (torch.float32, torch.float64):

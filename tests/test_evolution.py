@@ -221,6 +221,18 @@ def test_across_layers_the_model_keeps_its_count_and_layers_change():
     assert counts[-1] != counts[0]
 
 
+def test_across_layers_with_spared_units_all_layers_live_on():
+    evolution = Evolution(1, drop=sparing_units(saliency), scope=across_layers)
+    model, optimizer, counts = run(evolution, density=0.25, steps=100, sizes=(8, 8, 8, 8))
+    assert len(optimizer.history) == 100
+    assert {sum(count) for count in counts} == {48}
+    assert min(map(min, counts)) >= 1
+    fed = [len((layer.flat() // 8).unique()) for layer in model if isinstance(layer, SparseLinear)]
+    torch.manual_seed(0)
+    start, _ = sparsify(mlp(8, 8, 8, 8), None, 0.25, seed=0)
+    assert all(now >= len((layer.flat() // 8).unique()) for now, layer in zip(fed, start[::2], strict=True))
+
+
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD, torch.optim.Rprop])
 @pytest.mark.parametrize(
     "evolution", [GMP(until=40, interval=7), GMP(40, begin=10, interval=7, scope=across_layers), GraNet(50, 40, 7)]

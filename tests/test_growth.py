@@ -98,6 +98,8 @@ def test_gradients_that_are_not_finite_grow_somewhere_inactive():
     layer.passes[0][1][0, 3] = torch.inf
     places = by_gradient(layer, 20)
     assert sorted([*places.tolist(), *layer.flat.tolist()]) == list(range(30))
+    nowhere = replace(layer, sum_over_ranks=lambda sums: sums.mul_(torch.nan))  # as of ranks with inf and -inf
+    assert sorted([*by_gradient(nowhere, 20).tolist(), *layer.flat.tolist()]) == list(range(30))
 
 
 def test_among_candidates_the_best_gradients_win():
@@ -167,14 +169,29 @@ def test_which_rules_need_gradients():
     assert not any(map(needs_gradient, others))
 
 
-def test_saliency_is_value_times_gradient():
-    layer = view_of([1.0, -2.0, 3.0], gradient=torch.tensor([-4.0, 0.5, 0.0]))
-    assert saliency(layer).tolist() == [4.0, 1.0, 0.0]
-
-
-def test_sparing_units_makes_the_best_of_each_unit_untouchable():
-    layer = view_of([1.0, -2.0, 0.5, 3.0, 4.0], (4, 3), [0, 2, 4, 9, 11])
-    assert sparing_units()(layer).tolist() == [1.0, torch.inf, torch.inf, 3.0, torch.inf]
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: by_gradient_among(True), TypeError, "candidates must be a whole number, got True"),
+        (lambda: by_gradient_among(2.0), TypeError, "candidates must be a whole number, got 2.0"),
+        (lambda: by_gradient_among(torch.nan), TypeError, "candidates must be a whole number, got nan"),
+        (lambda: by_gradient_among("3"), TypeError, "candidates must be a whole number, got '3'"),
+        (lambda: mixed(by_gradient, uniformly, True), TypeError, r"share must be a number in \[0, 1\], got True"),
+        (lambda: mixed(by_gradient, uniformly, "0.5"), TypeError, r"share must be a number in \[0, 1\], got '0.5'"),
+        (lambda: mixed(by_gradient, uniformly, torch.nan), ValueError, r"share must be in \[0, 1\], got nan"),
+        (
+            lambda: mixed(by_gradient, uniformly, 50),
+            ValueError,
+            r"share must be in \[0, 1\], got 50. For 50 % pass 0.5.",
+        ),
+        (lambda: mixed(by_gradient, "uniformly", 0.5), TypeError, "second must be callable, got 'uniformly'"),
+        (lambda: mixed(None, uniformly, 0.5), TypeError, "first must be callable, got None"),
+        (lambda: feeding_units("uniformly"), TypeError, "rule must be callable, got 'uniformly'"),
+    ],
+)
+def test_options_of_growth_rules_are_checked_at_once(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
 
 
 @given(st.integers(1, 12), st.integers(1, 6), st.data())

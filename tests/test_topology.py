@@ -167,3 +167,21 @@ def test_a_fingerprint_sees_every_bit():
 )
 def test_lowest_breaks_ties_by_position(scores, count, expected):
     assert lowest(torch.tensor(scores), count).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("path", ["compiled", "plain"])
+def test_lowest_refuses_more_than_there_are(dtype, path, monkeypatch):
+    if path == "plain":
+        monkeypatch.setattr(library, "LIBRARY", None)
+    with pytest.raises(ValueError, match=r"^scores must be a vector of at least 4, got \(3,\)\.$"):
+        lowest(torch.ones(3, dtype=dtype), 4)
+    with pytest.raises(ValueError, match=r"^scores must be a vector of at least 2, got \(4, 2\)\.$"):
+        lowest(torch.ones(4, 2, dtype=dtype), 2)
+
+
+def test_strided_vectors_merge_like_contiguous_ones():
+    flat, survives, grown = torch.tensor([1, 4, 9]), torch.tensor([True, False, True]), torch.tensor([0, 5, 11])
+    strided = [vector.repeat_interleave(2)[::2] for vector in (flat, survives, grown)]
+    assert_same(topology.merge(*strided), topology.merge(flat, survives, grown))
+    assert topology.places_of_ranks(strided[0], strided[2]).tolist() == [0, 7, 14]

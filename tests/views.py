@@ -1,7 +1,11 @@
-"""Layers in the middle of an evolution, made by hand."""
+"""Layers in the middle of an evolution, made by hand, and rules of the user's that break their contract."""
 
+import re
+
+import pytest
 import torch
 
+from sparsify import Evolution, SparseLinear, SparseOptimizer, library
 from sparsify.evolution.view import LayerView
 from sparsify.topology import generator, sample
 
@@ -19,3 +23,39 @@ def random_view(shape, nnz, seed=0, **fields):
     flat = sample(shape[0] * shape[1], nnz, generator("flat", *shape, nnz, seed))
     values = torch.randn(nnz, generator=generator("values", nnz, seed))
     return view_of(values, shape, flat, seed=seed, **fields)
+
+
+@pytest.fixture(params=["compiled", "plain"], autouse=True)
+def path(request, monkeypatch):
+    """For files that import it: each test on the compiled path and on the plain one."""
+    if request.param == "plain":
+        monkeypatch.setattr(library, "LIBRARY", None)
+
+
+def refused(message, **rules):
+    """Evolving by hand with these rules raises this error, and changes nothing."""
+    layer = SparseLinear(20, 20, 10 / 400)
+    flat = torch.tensor([0, 50, 70, 90, 110, 130, 150, 170, 190, 210])
+    layer.rewire(flat, torch.arange(1.0, 11.0).flip(0), None)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(optimizer, {"fc": layer}, Evolution(None, **{"drop_fraction": 0.2, **rules}))
+    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(message)}"):
+        optimizer.evolve()
+    assert torch.equal(layer.flat(), flat)
+    assert layer.values.tolist() == list(range(10, 0, -1))
+    assert not optimizer.history
+
+
+def emptied(length, dtype=torch.float32):
+    """A vector whose memory was given back."""
+    vector = torch.ones(length, dtype=dtype)
+    vector.untyped_storage().resize_(0)
+    return vector
+
+
+class Other(torch.Tensor):
+    """Not a plain tensor."""
+
+
+def positions(*numbers, dtype=torch.int64):
+    return torch.tensor(numbers, dtype=dtype)

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 
 from sparsify.distributions import check_density
 from sparsify.evolution.drop import DropRule, magnitude
 from sparsify.evolution.growth import GrowthRule, by_gradient, uniformly
 from sparsify.evolution.schedules import Schedule, cosine, cubic
 from sparsify.evolution.scopes import Scope, per_layer, per_sign
+from sparsify.evolution.view import check_callable, check_count, check_share, described, written
 from sparsify.initialization import GrownValues, zeros
 
 Interval = int | Callable[[int], bool] | None
@@ -31,7 +31,7 @@ class Evolution:
             callable step -> fraction, such as `cosine(0.3, steps)`.
         until: last optimizer step after which evolution may come; None for no end.
         grown_values: (count, shape, nnz, generator) -> the values grown connections start from.
-        drop: the drop rule, layer -> scores: `magnitude`, `saliency`, ...
+        drop: the drop rule, layer -> scores: `magnitude`, `saliency` or `sparing_units(...)`.
         scope: over what the fraction counts: `per_sign`, `per_layer` or `across_layers`.
         grow: the growth rule, (layer, count) -> places: `uniformly`, `by_gradient`, `mixed(...)`, ...
         start_density: training begins with this density, shared out like the target's; None begins at the target.
@@ -53,19 +53,21 @@ class Evolution:
 
     def __post_init__(self) -> None:
         if not callable(self.interval) and self.interval is not None:
-            _check_count("interval", self.interval, 1)
+            _check_steps("interval", self.interval, 1)
         if self.until is not None:
-            _check_count("until", self.until, 0)
+            _check_steps("until", self.until, 0)
         if not callable(self.drop_fraction):
             check_fraction(self.drop_fraction)
         if self.start_density is not None:
             check_density(self.start_density, argument="start_density")
         if (self.start_density is None) != (self.surplus is None):
             raise ValueError("start_density and surplus must be given together: where pruning begins, and how it goes.")
+        for name in ("grown_values", "drop", "scope", "grow", *([] if self.surplus is None else ["surplus"])):
+            check_callable(name, getattr(self, name))
 
     def __repr__(self) -> str:
         defaults = {field.name: field.default for field in fields(self)}
-        shown = [f"{k}={_plain(v)}" for k, v in vars(self).items() if k == "interval" or v != defaults[k]]
+        shown = [f"{k}={written(v)}" for k, v in vars(self).items() if k == "interval" or v != defaults[k]]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
@@ -79,15 +81,19 @@ class Evolution:
             return False
         if self.surplus is not None and step == self.until:
             return True  # so that pruning reaches its target, whatever the interval
-        return bool(self.interval(step)) if callable(self.interval) else step % self.interval == 0
+        return _truth(self.interval(step), step) if callable(self.interval) else step % self.interval == 0
 
     def fraction(self, step: int) -> float:
         """The drop fraction after optimizer step `step`."""
-        return check_fraction(self.drop_fraction(step) if callable(self.drop_fraction) else self.drop_fraction)
+        if not callable(self.drop_fraction):
+            return float(self.drop_fraction)
+        return check_share("drop_fraction", self.drop_fraction(step), f" at step {step}")
 
     def connections(self, step: int, start: int, target: int) -> int:
         """How many connections a layer should have after step `step`, of `start` at first and `target` in the end."""
-        return target + round((self.surplus(step) if self.surplus else 0.0) * (start - target))
+        if self.surplus is None:
+            return target
+        return target + round(check_share("surplus", self.surplus(step), f" at step {step}") * (start - target))
 
 
 class SET(Evolution):
@@ -155,6 +161,8 @@ class GMP(Evolution):
         start_density: float = 1.0,
         scope: Scope = per_layer,
     ) -> None:
+        _check_steps("begin", begin, 0)
+        _check_steps("until", until, 1)
         schedule = cubic(begin, until)
         super().__init__(interval, 0.0, until, scope=scope, start_density=start_density, surplus=schedule)
 
@@ -186,6 +194,9 @@ class GraNet(Evolution):
         scope: Scope = per_layer,
         grow: GrowthRule = by_gradient,
     ) -> None:
+        _check_steps("until", until, 1)
+        if prune_until is not None:
+            _check_steps("prune_until", prune_until, 1)
         schedule = cubic(0, until * 2 // 3 if prune_until is None else prune_until)
         fraction = _annealed(drop_fraction, until)
         super().__init__(
@@ -202,30 +213,28 @@ class Static(Evolution):
 
 def check_fraction(fraction: object) -> float:
     """Return a drop fraction as a float, or raise if it is not a number in [0, 1]."""
-    if isinstance(fraction, bool) or not isinstance(fraction, Real):
-        raise TypeError(f"drop_fraction must be a number in [0, 1], got {fraction!r}.")
-    fraction = float(fraction)
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"drop_fraction must be in [0, 1], got {fraction}.")
-    return fraction
+    return check_share("drop_fraction", fraction)
 
 
 def _annealed(drop_fraction: float | Schedule | None, until: int | None) -> float | Schedule:
     """RigL's cosine where the user gave no fraction."""
     if drop_fraction is not None:
         return drop_fraction
+    if until is not None:
+        _check_steps("until", until, 0)
     return cosine(0.3, until) if until else 0.3
 
 
-def _check_count(name: str, count: object, least: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, Integral):
-        raise TypeError(f"{name} must be a whole number of optimizer steps, got {count!r}.")
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}, got {count}.")
+def _check_steps(argument: str, steps: object, least: int) -> None:
+    check_count(argument, steps, least, " of optimizer steps")
 
 
-def _plain(value: object) -> str:
-    """How a rule or a schedule was written: `cosine(0.3, 0.0, 1000)`, `by_gradient`."""
-    if isinstance(value, partial):
-        return f"{value.func.__name__.strip('_')}({', '.join(map(_plain, value.args))})"
-    return getattr(value, "__name__", None) or repr(value)
+def _truth(answer: object, step: int) -> bool:
+    """What an interval answers: True or False, a whole number, or None; in a tensor or an array of one too."""
+    try:
+        plain = answer.item() if hasattr(answer, "item") else answer
+    except (RuntimeError, ValueError):  # more than one
+        plain = answer
+    if plain is not None and not isinstance(plain, Integral):
+        raise TypeError(f"interval must answer True or False, got {described(answer)} at step {step}.")
+    return bool(plain)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsify.evolution.algorithms import Evolution
-from sparsify.evolution.growth import GrowthRule
-from sparsify.evolution.view import LayerView
+from sparsify.evolution.drop import checked_scores, spared_by
+from sparsify.evolution.growth import GrowthRule, checked_places
+from sparsify.evolution.scopes import checked_choices
+from sparsify.evolution.view import LayerView, described, is_plain_vector, written
 from sparsify.topology import empty, merge
 
 
@@ -65,12 +67,12 @@ def evolve(
     Raises:
         ValueError: a rule broke its contract; nothing was changed.
     """
-    scores = [_checked_score(algorithm.drop(layer), layer) for layer in layers]
-    choices = algorithm.scope(layers, scores, surplus, drop_fraction)
-    lost = sum(len(dropped) - grown for dropped, grown in choices)
-    most = sum(max(0, more) for more in surplus)  # layer by layer; where layers share, one may have what another lacks
-    if not max(0, sum(surplus)) <= lost <= most:
-        raise ValueError(f"a scope must drop as many as grow and the surplus, {most}, got {lost} more than grow.")
+    scores = [checked_scores(algorithm.drop, layer) for layer in layers]
+    layers = [
+        replace(layer, spared=spared_by(algorithm.drop, layer, score))
+        for layer, score in zip(layers, scores, strict=True)
+    ]
+    choices = checked_choices(algorithm.scope, layers, scores, surplus, drop_fraction)
     return [replaced(layer, *choice, algorithm.grow) for layer, choice in zip(layers, choices, strict=True)]
 
 
@@ -78,27 +80,23 @@ def replaced(layer: LayerView, dropped: Tensor, count: int, grow: GrowthRule) ->
     """Without the connections at the positions `dropped`, and with `count` new ones."""
     survives = torch.ones(len(layer.flat), dtype=torch.bool, device=layer.flat.device)
     survives[dropped] = False
-    grown = grow(replace(layer, survives=survives), count) if count else layer.flat[:0]
-    if grown.dtype != torch.int64 or grown.dim() != 1:
-        raise ValueError(f"a growth rule must give a vector of int64, got {grown.dtype} {tuple(grown.shape)}.")
-    if len(grown) != count:
-        raise ValueError(f"a growth rule must give as many places as it is asked for, {count}, got {len(grown)}.")
+    grown = checked_places(grow, replace(layer, survives=survives), count) if count else layer.flat[:0]
     merged, origin = merge(layer.flat, survives, grown)
-    _check_topology(merged, grown, layer.shape[0] * layer.shape[1])
     return Update(merged, origin, len(layer.flat), grown)
 
 
-def _checked_score(score: Tensor, layer: LayerView) -> Tensor:
-    if score.shape != layer.values.shape or not score.is_floating_point():
+def checked_grown_values(algorithm: Evolution, update: Update, view: LayerView) -> Tensor:
+    """The values from which the grown connections of a layer start, (grown,).
+
+    Raises:
+        ValueError: `algorithm.grown_values` gives something else than a floating-point vector of as many.
+    """
+    rule, count = algorithm.grown_values, len(update.grown)
+    values: object = rule(count, view.shape, len(update.flat), view.generator)
+    device = values.device if isinstance(values, Tensor) and not values.is_meta else view.flat.device
+    if not is_plain_vector(values, count, device) or not values.is_floating_point():
         raise ValueError(
-            f"a drop rule must give a score to each of the {len(layer.values)} connections of layer {layer.name!r}, "
-            f"got {score.dtype} {tuple(score.shape)}."
+            f"grown_values must give {count} floating-point numbers, got {described(values)} from {written(rule)} in "
+            f"layer {view.name!r}. Give a dense vector, such as torch.zeros(count)."
         )
-    return score
-
-
-def _check_topology(flat: Tensor, grown: Tensor, places: int) -> None:
-    """Refuse what a drop or growth rule of the user's got wrong, before any product sees it."""
-    falls = any(bool((run[1:] <= run[:-1]).any()) for run in (grown, flat))
-    if falls or (len(flat) and (int(flat[0]) < 0 or int(flat[-1]) >= places)):
-        raise ValueError(f"a growth rule must give sorted, unique, inactive places of range({places}).")
+    return values.detach().resolve_neg()

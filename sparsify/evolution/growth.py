@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from sparsify import kernels
-from sparsify.evolution.view import LayerView, needing_gradient, needs_gradient
+from sparsify.evolution.view import (
+    LayerView,
+    check_callable,
+    check_count,
+    check_share,
+    described,
+    is_plain_vector,
+    needing_gradient,
+    needs_gradient,
+    written,
+)
 from sparsify.topology import index, lowest, merge, places_of_ranks, positions, sample, sample_outside
 
 GrowthRule = Callable[[LayerView, int], Tensor]
@@ -58,10 +68,9 @@ def by_gradient_among(candidates: int) -> GrowthRule:
     Args:
         candidates: for each connection; 1 is `uniformly`.
     Raises:
-        ValueError: candidates is below 1.
+        ValueError, TypeError: candidates is below 1, or no whole number.
     """
-    if candidates < 1:
-        raise ValueError(f"candidates must be at least 1, got {candidates}.")
+    check_count("candidates", candidates, 1)
     return needing_gradient(partial(_by_gradient_among, candidates))
 
 
@@ -72,10 +81,11 @@ def mixed(first: GrowthRule, second: GrowthRule, share: float) -> GrowthRule:
         first, second: growth rules, such as `by_gradient` and `uniformly`.
         share: of `first`, in [0, 1].
     Raises:
-        ValueError: share is outside [0, 1].
+        ValueError, TypeError: share is outside [0, 1] or no number, or a rule cannot be called.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must be in [0, 1], got {share}.")
+    check_callable("first", first)
+    check_callable("second", second)
+    check_share("share", share)
     rule = partial(_mixed, first, second, share)
     return needing_gradient(rule) if needs_gradient(first) or needs_gradient(second) else rule
 
@@ -85,8 +95,43 @@ def feeding_units(rule: GrowthRule = uniformly) -> GrowthRule:
 
     With as many dropped as grown, units that are fed stay so, and empty ones find an input as far as the count goes.
     """
+    check_callable("rule", rule)
     feed = partial(_feeding, rule)
     return needing_gradient(feed) if needs_gradient(rule) else feed
+
+
+def checked_places(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
+    """The places that a growth rule gives, ready for compiled code.
+
+    Raises:
+        ValueError: they are not `count` sorted, unique places outside `layer.flat`, int64 on its device.
+    """
+    places, total, device = rule(layer, count), layer.shape[0] * layer.shape[1], layer.flat.device
+    if not is_plain_vector(places, count, device) or places.dtype != torch.int64:
+        fault = described(places)
+    else:
+        places = places.resolve_neg().contiguous()
+        if not count:
+            return places
+        if (places[1:] <= places[:-1]).any():
+            fault = "places that do not rise strictly"
+        elif places[0] < 0 or places[-1] >= total:
+            fault = f"{int(places[0])} to {int(places[-1])}"
+        elif (active := _among(layer.flat, places)).any():
+            fault = f"the active {int(places[active][0])}"
+        else:
+            return places
+    raise ValueError(
+        f"a growth rule must give {count} sorted, unique, inactive places of range({total}) as int64 on {device}, got "
+        f"{fault} from {written(rule)} in layer {layer.name!r}. Places are row * in_features + col, outside layer.flat."
+    )
+
+
+def _among(flat: Tensor, places: Tensor) -> Tensor:
+    """Which places are in `flat`, (places,) bool; both are sorted."""
+    if not len(flat):
+        return torch.zeros_like(places, dtype=torch.bool)
+    return flat[torch.searchsorted(flat, places).clamp_(max=len(flat) - 1)] == places
 
 
 def _tiles(layer: LayerView) -> Iterator[tuple[int, Tensor]]:
@@ -100,7 +145,7 @@ def _tiles(layer: LayerView) -> Iterator[tuple[int, Tensor]]:
     for number, row in enumerate(range(0, outs, height)):
         part = tile[: min(height, outs - row)]
         torch.mm(grad[:, row : row + height].t(), input, out=part)
-        scores = layer.sum_over_ranks(part.view(-1)).abs_()
+        scores = layer.sum_over_ranks(part.view(-1)).abs_().nan_to_num_(nan=0.0, posinf=torch.inf)  # inf - inf
         scores[layer.flat[first[number] : first[number + 1]] - row * ins] = -1
         yield row * ins, scores
 
@@ -125,9 +170,9 @@ def _by_gradient_among(candidates: int, layer: LayerView, count: int) -> Tensor:
 
 
 def _mixed(first: GrowthRule, second: GrowthRule, share: float, layer: LayerView, count: int) -> Tensor:
-    of_first = first(layer, round(share * count))
-    taken = _with(layer, of_first)
-    return torch.cat([of_first, second(taken, count - len(of_first))]).sort().values
+    of_first = checked_places(first, layer, round(share * count))
+    of_second = checked_places(second, _with(layer, of_first), count - len(of_first))
+    return torch.cat([of_first, of_second]).sort().values
 
 
 def _feeding(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
@@ -142,7 +187,7 @@ def _feeding(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
     chance = torch.rand(len(empty), dtype=torch.float64, generator=layer.generator, device="cpu").to(empty.device)
     rank = before[empty] + (chance * inactive[empty]).long()
     of_empty = places_of_ranks(layer.flat, rank)
-    rest = rule(_with(layer, of_empty), count - len(of_empty))
+    rest = checked_places(rule, _with(layer, of_empty), count - len(of_empty))
     return torch.cat([of_empty, rest]).sort().values
 
 
@@ -152,4 +197,4 @@ def _with(layer: LayerView, grown: Tensor) -> LayerView:
     flat, origin = merge(layer.flat, everywhere, grown)
     survives = torch.cat([layer.survives, everywhere.new_ones(len(grown))])[origin]
     values = torch.cat([layer.values, layer.values.new_zeros(len(grown))])[origin]
-    return replace(layer, flat=flat, survives=survives, values=values, gradient=None)
+    return replace(layer, flat=flat, survives=survives, values=values, gradient=None, spared=None)

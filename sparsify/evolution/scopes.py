@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from sparsify.evolution.view import LayerView
+from sparsify.evolution.view import LayerView, described, is_plain_vector, written
 from sparsify.topology import lowest, positions
 
 Choice = tuple[Tensor, int]
@@ -16,7 +17,8 @@ Scope = Callable[[Sequence[LayerView], Sequence[Tensor], Sequence[int], float], 
 """(layers, scores, surplus of each layer, drop fraction) -> the choice for each layer.
 
 The surplus is how many connections more than its schedule says a layer has, negative where it has fewer: so many more
-are dropped than grow. The fraction is of the rest."""
+are dropped than grow. The fraction is of the rest. What `layer.spared` marks never goes; where it leaves fewer than
+surplus and fraction ask for, all the others go, the surplus first."""
 
 
 def per_layer(
@@ -25,9 +27,9 @@ def per_layer(
     """Each layer loses floor(fraction * nnz) of its lowest scores and grows as many."""
     choices = []
     for layer, score, more in zip(layers, scores, surplus, strict=True):
-        extra = max(0, more)
-        grown = min(_share(fraction, len(score) - extra), layer.free)
-        choices.append((lowest(score, extra + grown), grown))
+        extra = min(max(0, more), layer.droppable)
+        grown = min(_share(fraction, len(score) - extra), layer.free, layer.droppable - extra)
+        choices.append((lowest_unspared(score, extra + grown, layer.spared), grown))
     return choices
 
 
@@ -39,20 +41,21 @@ def per_sign(
     Counts are floor(fraction * n) for each sign, and for the exact zeros; together they are the budget. Zeros go first:
     where there are more of them than their own share, each takes the place of a nonzero value, from both signs in
     proportion. Where fewer places are free, the lowest of these go, whatever their sign; so does the surplus. Among
-    equal scores the first positions go first.
+    equal scores the first positions go first. A sign whose other connections are spared loses fewer.
 
     Source: Mocanu et al. 2018, algorithm 1.
     """
     choices = []
     for layer, score, more in zip(layers, scores, surplus, strict=True):
-        if more > 0:
-            pruned = lowest(score, more)
+        pruned = lowest_unspared(score, max(0, more), layer.spared)
+        if len(pruned):
             rest = torch.ones(len(score), dtype=torch.bool, device=score.device)
             rest[pruned] = False
             left = positions(rest)
-            dropped = left[lowest_of_each_sign(layer.values[left], score[left], fraction)]
+            spared = None if layer.spared is None else layer.spared[left]
+            dropped = left[lowest_of_each_sign(layer.values[left], score[left], fraction, spared)]
         else:
-            pruned, dropped = score.new_empty(0, dtype=torch.int64), lowest_of_each_sign(layer.values, score, fraction)
+            dropped = lowest_of_each_sign(layer.values, score, fraction, layer.spared)
         if len(dropped) > layer.free:
             dropped = dropped[lowest(score[dropped], layer.free)]
         choices.append((torch.cat([pruned, dropped]), len(dropped)))
@@ -65,17 +68,18 @@ def across_layers(
     """The model loses floor(fraction * nnz) of its lowest scores, wherever they are, and what grows is shared anew.
 
     Layers grow in proportion to what survives in them: the budget moves to where connections are worth most. No layer
-    loses its last connection.
+    loses its last connection: where none is spared, its best stays.
 
     Source: Mostafa and Wang 2019 (DSR, arXiv:1902.05967).
     """
     home = scores[0].device
-    kept_back = [score.index_fill(0, score.argmax(), torch.inf) for score in scores]
-    pooled = torch.cat([score.to(home) for score in kept_back])
-    extra = max(0, sum(surplus))
-    grown = min(_share(fraction, len(pooled) - extra), sum(layer.free for layer in layers))
-    gone = torch.zeros(len(pooled), dtype=torch.bool, device=home)
-    gone[lowest(pooled, extra + grown)] = True
+    pooled = torch.cat([score.to(home) for score in scores])
+    spared = torch.cat([_spared_or_best(*pair).to(home) for pair in zip(layers, scores, strict=True)])
+    droppable = len(spared) - int(spared.sum())
+    extra = min(max(0, sum(surplus)), droppable)
+    grown = min(_share(fraction, len(pooled) - extra), sum(layer.free for layer in layers), droppable - extra)
+    gone = torch.zeros_like(spared)
+    gone[lowest_unspared(pooled, extra + grown, spared)] = True
     parts = torch.split(gone, [len(score) for score in scores])
     lost = [positions(part).to(score.device) for part, score in zip(parts, scores, strict=True)]
     survivors = [len(score) - len(dropped) for score, dropped in zip(scores, lost, strict=True)]
@@ -104,18 +108,101 @@ def share_out(total: int, weights: Sequence[float], most: Sequence[int]) -> list
     return shares
 
 
-def lowest_of_each_sign(values: Tensor, score: Tensor, fraction: float) -> Tensor:
+def lowest_unspared(score: Tensor, count: int, spared: Tensor | None) -> Tensor:
+    """Positions of the `count` lowest scores that are not spared; of all of these where they are fewer."""
+    if spared is None:
+        return lowest(score, min(count, len(score)))
+    others = positions(~spared)
+    return others[lowest(score[others], min(count, len(others)))]
+
+
+def lowest_of_each_sign(values: Tensor, score: Tensor, fraction: float, spared: Tensor | None = None) -> Tensor:
     """Positions of the lowest scores: the share `fraction` of the positive values, and of the negative."""
-    zero, positive, negative = map(positions, (values == 0, values > 0, values < 0))
-    own_share, drop_positive, drop_negative = (_share(fraction, len(sign)) for sign in (zero, positive, negative))
-    drop_zero = min(len(zero), own_share + drop_positive + drop_negative)
-    spared = drop_zero - own_share
-    if spared:
-        spared_positive = round(spared * drop_positive / (drop_positive + drop_negative))
-        drop_positive -= spared_positive
-        drop_negative -= spared - spared_positive
-    counts = (zero, drop_zero), (positive, drop_positive), (negative, drop_negative)
-    return torch.cat([sign[lowest(score[sign], count)] for sign, count in counts])
+    signs = [positions(sign) for sign in (values == 0, values > 0, values < 0)]
+    own_share, drop_positive, drop_negative = (_share(fraction, len(sign)) for sign in signs)
+    if spared is not None:
+        signs = [sign[~spared[sign]] for sign in signs]
+    drop_zero = min(len(signs[0]), own_share + drop_positive + drop_negative)
+    displaced = max(0, drop_zero - own_share)
+    if displaced:
+        displaced_positive = round(displaced * drop_positive / (drop_positive + drop_negative))
+        drop_positive -= displaced_positive
+        drop_negative -= displaced - displaced_positive
+    counts = zip(signs, (drop_zero, drop_positive, drop_negative), strict=True)
+    return torch.cat([sign[lowest(score[sign], min(count, len(sign)))] for sign, count in counts])
+
+
+def checked_choices(
+    scope: Scope, layers: Sequence[LayerView], scores: Sequence[Tensor], surplus: Sequence[int], fraction: float
+) -> list[Choice]:
+    """The choices that a scope makes.
+
+    Raises:
+        ValueError: it drops what is not there, spared or dropped already, grows more than there is room for, or drops
+            another number than grow and the surplus.
+    """
+    choices: object = scope(layers, scores, surplus, fraction)
+    if not isinstance(choices, Sequence) or len(choices) != len(layers):
+        raise ValueError(
+            f"a scope must give a pair (positions, count) for each of {len(layers)} layers, got {described(choices)} "
+            f"from {written(scope)}."
+        )
+    checked = [_checked_choice(scope, layer, choice) for layer, choice in zip(layers, choices, strict=True)]
+    lost = sum(len(dropped) - grown for dropped, grown in checked)
+    most = sum(max(0, more) for more in surplus)  # layer by layer; where layers share, one may have what another lacks
+    bounds = [(more, layer.droppable, len(layer.flat) - 1) for layer, more in zip(layers, surplus, strict=True)]
+    least = min(max(0, sum(surplus)), sum(max(0, min(bound)) for bound in bounds))
+    if not least <= lost <= most:
+        raise ValueError(
+            f"a scope must drop as many as grow and the surplus, {most}, got {lost} more than grow from "
+            f"{written(scope)}. Fewer of the surplus may go only where the others are spared."
+        )
+    return checked
+
+
+def _checked_choice(scope: Scope, layer: LayerView, choice: object) -> Choice:
+    """A choice that a scope made for a layer; ValueError where it cannot be carried out."""
+    nnz, device = len(layer.flat), layer.flat.device
+    where = f"from {written(scope)} in layer {layer.name!r}."
+    if not isinstance(choice, Sequence) or len(choice) != 2:
+        raise ValueError(f"a scope must give a pair (positions, count) for each layer, got {described(choice)} {where}")
+    dropped, grown = choice
+    if not is_plain_vector(dropped, None, device) or dropped.dtype != torch.int64:
+        raise ValueError(
+            f"a scope must give positions as a vector of int64 on {device}, got {described(dropped)} {where} Turn a "
+            "boolean vector into positions with nonzero().squeeze(1)."
+        )
+    dropped = dropped.resolve_neg()
+    if len(dropped) and not 0 <= int(dropped.min()) <= int(dropped.max()) < nnz:
+        got = f"{int(dropped.min())} to {int(dropped.max())}"
+        raise ValueError(f"a scope must give positions of range({nnz}), got {got} {where}")
+    gone = torch.zeros(nnz, dtype=torch.bool, device=device)
+    gone[dropped] = True
+    if int(gone.sum()) != len(dropped):
+        again = int(dropped.bincount().argmax())
+        raise ValueError(f"a scope must give each position once, got {again} more than once {where}")
+    if layer.spared is not None and (gone & layer.spared).any():
+        first = int(positions(gone & layer.spared)[0])
+        raise ValueError(
+            f"a scope must leave what is spared, got position {first} {where} Choose among positions where "
+            "layer.spared is False."
+        )
+    if isinstance(grown, bool) or not isinstance(grown, Integral) or not 0 <= int(grown) <= layer.free:
+        raise ValueError(
+            f"a scope must give a whole number of range({layer.free + 1}) as count, got {described(grown)} {where} As "
+            "many places are free."
+        )
+    return dropped, int(grown)
+
+
+def _spared_or_best(layer: LayerView, score: Tensor) -> Tensor:
+    """What a layer is left with at least, (nnz,) bool: the spared connections, or the best where none is."""
+    if layer.spared is not None and layer.spared.any():
+        return layer.spared
+    best = torch.zeros_like(score, dtype=torch.bool)
+    if len(score):
+        best[score.argmax()] = True
+    return best
 
 
 def _share(fraction: float, count: int) -> int:

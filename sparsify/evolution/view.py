@@ -1,11 +1,14 @@
-"""What the rules of an evolution may see of a layer."""
+"""What the rules of an evolution may see of a layer, and what all checks of rules share."""
 
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from numbers import Integral, Real
+from typing import Any, TypeGuard, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsify.topology import Shape
 
@@ -36,6 +39,7 @@ class LayerView:
         last step; only where the growth rule is `needing_gradient`. In distributed training this rank's.
     sum_over_ranks: adds up, in place, a tensor that each rank has its own of, such as what a rule computed from
         `passes`: rules must choose alike on every rank. `values` and `gradient` are the same on all ranks already.
+    spared: which connections must stay whatever their scores, (nnz,) bool; None for none. Scopes see it.
     """
 
     name: str
@@ -47,11 +51,17 @@ class LayerView:
     gradient: Tensor | None = None
     passes: Passes = ()
     sum_over_ranks: Callable[[Tensor], Tensor] = alone
+    spared: Tensor | None = None
 
     @property
     def free(self) -> int:
         """How many places are inactive."""
         return self.shape[0] * self.shape[1] - len(self.flat)
+
+    @property
+    def droppable(self) -> int:
+        """How many connections may go: all that are not spared."""
+        return len(self.flat) - (0 if self.spared is None else int(self.spared.sum()))
 
 
 def needing_gradient(rule: Rule) -> Rule:
@@ -63,3 +73,59 @@ def needing_gradient(rule: Rule) -> Rule:
 def needs_gradient(rule: object) -> bool:
     """Whether a rule is marked so."""
     return bool(getattr(rule, "needs_gradient", False))
+
+
+def is_plain_vector(value: object, length: int | None, device: torch.device) -> TypeGuard[Tensor]:
+    """Whether `value` is a tensor (length,) on `device`, in memory that compiled code may read; None for any length."""
+    return (
+        type(value) in (Tensor, nn.Parameter)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not (value.is_nested or value.is_quantized)
+        and value.device == device
+        and value.dim() == 1
+        and length in (None, len(value))
+        and (not len(value) or value.data_ptr() != 0)  # storage that was given back, or never there
+    )
+
+
+def described(value: object) -> str:
+    """What someone's rule gave, for an error: `torch.int64 (3,) on cpu`."""
+    if not isinstance(value, Tensor):
+        return reprlib.repr(value)
+    kinds = [] if type(value) in (Tensor, nn.Parameter) else [type(value).__name__]
+    kinds += [] if value.layout is torch.strided else [str(value.layout)]
+    shape = "(nested)" if value.is_nested else tuple(value.shape)
+    return " ".join([*kinds, f"{value.dtype} {shape} on {value.device}"])
+
+
+def written(value: object) -> str:
+    """How a rule or a schedule was written: `cosine(0.3, 0.0, 1000)`, `by_gradient`."""
+    if isinstance(value, partial):
+        return f"{value.func.__name__.strip('_')}({', '.join(map(written, value.args))})"
+    return getattr(value, "__name__", None) or repr(value)
+
+
+def check_callable(argument: str, value: object) -> None:
+    """Raise TypeError unless `value` can be called."""
+    if not callable(value):
+        raise TypeError(f"{argument} must be callable, got {value!r}. Pass the function itself, not its name.")
+
+
+def check_count(argument: str, count: object, least: int, unit: str = "") -> None:
+    """Raise unless `count` is a whole number, at least `least`."""
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise TypeError(f"{argument} must be a whole number{unit}, got {count!r}.")
+    if count < least:
+        raise ValueError(f"{argument} must be at least {least}, got {count}.")
+
+
+def check_share(argument: str, share: object, where: str = "") -> float:
+    """Return `share` as a float, or raise if it is not a number in [0, 1]."""
+    if isinstance(share, bool) or not isinstance(share, Real):
+        raise TypeError(f"{argument} must be a number in [0, 1], got {share!r}{where}.")
+    number: Any = share
+    if not 0 <= number <= 1:
+        hint = f" For {float(number):g} % pass {float(number) / 100:g}." if 1 < number <= 100 else ""
+        raise ValueError(f"{argument} must be in [0, 1], got {share}{where}.{hint}")
+    return float(number)
