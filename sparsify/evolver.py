@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from sparsify import averaging, optimizer_state, topology
 from sparsify.distributed import SHARDED, Ranks, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution
-from sparsify.evolution.evolve import Update, evolve
+from sparsify.evolution.evolve import Update, checked_grown_values, evolve
 from sparsify.evolution.progress import Progress, Record
 from sparsify.evolution.rewire import rewiring, view
 from sparsify.evolution.view import Passes, needs_gradient
@@ -145,10 +145,7 @@ class Evolver:
             surplus.append(progress.surplus(algorithm, name, layer.nnz))
         fraction = algorithm.fraction(progress.step)
         updates = dict(zip(layers, evolve(algorithm, views, surplus, fraction), strict=True)) if views else {}
-        grown = {
-            seen.name: algorithm.grown_values(len(updates[seen.name].grown), seen.shape, len(updates[seen.name].flat), seen.generator)
-            for seen in views
-        }
+        grown = {seen.name: checked_grown_values(algorithm, updates[seen.name], seen) for seen in views}
         if ranks.group is not None:
             digests = {name: topology.fingerprint(update.flat, grown[name]) for name, update in updates.items()}
             ranks.tell({"new topology": digests}, self._device)
