@@ -57,24 +57,29 @@ def call(name: str, *arguments: Tensor | int | None) -> None:
         ValueError: indices lead out of the arrays that they are indices of.
         MemoryError: it could not allocate what it needs.
     """
-    status = getattr(LIBRARY, name)(*[address(a) if isinstance(a, Tensor) else a for a in arguments])
+    storages: list[object] = []  # which another thread may put others in the place of, meanwhile
+    status = getattr(LIBRARY, name)(*[address(a, storages) if isinstance(a, Tensor) else a for a in arguments])
     if status == OUTSIDE:
         raise ValueError("indices must be a topology of the layer, got some that are unsorted or out of range.")
     if status:
         raise MemoryError(f"no memory for the work space of {name}.")
 
 
-def address(tensor: Tensor) -> int:
+def address(tensor: Tensor, storages: list[object]) -> int:
     """The address of a tensor that is plain memory: on the CPU, strided, contiguous, and really there.
 
+    Args:
+        storages: gets what must stay alive as long as the address is used.
     Raises:
         TypeError: it is not: a traced, fake, functional or wrapped one, one that is to be negated when it is read, one
             of another layout or device, or one whose storage was freed.
     """
     known = type(tensor) in KINDS and tensor.is_cpu and not tensor.is_neg()  # a short cut; `data_ptr` refuses the rest
     if (known or is_plain(tensor)) and tensor.is_contiguous():
+        storage = tensor.untyped_storage()
         pointer = tensor.data_ptr()
-        if (pointer and tensor.untyped_storage().nbytes() >= tensor.nbytes) or not tensor.nbytes:
+        if (pointer and storage.nbytes() >= tensor.nbytes) or not tensor.nbytes:
+            storages.append(storage)
             return pointer
     raise TypeError(
         f"tensor must be plain, contiguous memory on the CPU, got {type(tensor).__name__} {tuple(tensor.shape)} with the "

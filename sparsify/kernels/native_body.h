@@ -150,13 +150,18 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
     }
 }
 
+// A feature's place in a block of a panel. Where another thread writes the indices just now, one may have changed since
+// `sound` looked, and be of another block.
+#define PLACE(index) (blocked && (uint64_t)((index) - k->start) >= size ? 0 : (index) - k->start)
+
 // Rows first..last of a panel that is N vectors wide: the columns start..limit of it. The sums of a row stay in
 // registers; between blocks of columns they rest in `partial`, and `reached` says how far each row is.
 #define FORWARD(N)                                                                                                     \
-  static void NAME(forward_##N)(const problem *p, const block *k) {                                                    \
+  INLINE void NAME(forward_any_##N)(const problem *p, const block *k, const int blocked) {                             \
     enum { W = N * LANES };                                                                                            \
     const INDEX *restrict crow = p->starts, *restrict col = p->indices;                                                \
     const REAL *restrict values = p->values, *restrict bias = p->bias, *restrict panel = k->panel;                     \
+    const uint64_t size = (uint64_t)(k->limit - k->start);                                                             \
     REAL *partial = k->partial, tile[TILE * W] __attribute__((aligned(64)));                                           \
     INDEX *reached = k->reached;                                                                                       \
     for (int64_t r0 = k->first_row; r0 < k->last_row; r0 += TILE) {                                                    \
@@ -179,8 +184,8 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
           NAME(fetch)(col + next + 64 / sizeof(INDEX) * 2);                                                            \
         }                                                                                                              \
         for (; e + 1 < end; e += 2) {                                                                                  \
-          const V *x = (const V *)(panel + (col[e] - k->start) * W);                                                   \
-          const V *z = (const V *)(panel + (col[e + 1] - k->start) * W);                                               \
+          const V *x = (const V *)(panel + PLACE(col[e]) * W);                                                         \
+          const V *z = (const V *)(panel + PLACE(col[e + 1]) * W);                                                     \
           const REAL v = values[e], w = values[e + 1];                                                                 \
           UNROLL for (int i = 0; i < N; i++) {                                                                         \
             a[i] += v * x[i];                                                                                          \
@@ -189,7 +194,7 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
         }                                                                                                              \
         UNROLL for (int i = 0; i < N; i++) a[i] += c[i];                                                               \
         if (e < end) {                                                                                                 \
-          const V *x = (const V *)(panel + (col[e] - k->start) * W);                                                   \
+          const V *x = (const V *)(panel + PLACE(col[e]) * W);                                                         \
           const REAL v = values[e];                                                                                    \
           UNROLL for (int i = 0; i < N; i++) a[i] += v * x[i];                                                         \
         }                                                                                                              \
@@ -198,6 +203,10 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
       }                                                                                                                \
       if (k->last) NAME(unpack)(tile, W, p->result, p->batch, p->out, k->from, r0, count);                             \
     }                                                                                                                  \
+  }                                                                                                                    \
+  static void NAME(forward_##N)(const problem *p, const block *k) {                                                    \
+    if (k->partial) NAME(forward_any_##N)(p, k, 1);                                                                    \
+    else NAME(forward_any_##N)(p, k, 0);                                                                               \
   }
 FORWARD(1)
 FORWARD(2)
@@ -219,10 +228,12 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
 // Columns first..last: x and the sums of gx stay in registers, each g is loaded once for both gradients. The sums over
 // the batch that gv needs are made for LANES connections together.
 #define BACKWARD(N)                                                                                                    \
-  INLINE void NAME(backward_any_##N)(const problem *p, const block *k, const int need_x, const int need_v) {           \
+  INLINE void NAME(backward_any_##N)(const problem *p, const block *k, const int need_x, const int need_v,             \
+                                     const int blocked) {                                                              \
     enum { W = N * LANES, AHEAD = 24 };                                                                                \
     const INDEX *restrict ccol = p->starts, *restrict row = p->indices, *restrict order = p->order;                    \
     const REAL *restrict values = p->values, *restrict panel = k->panel;                                               \
+    const uint64_t size = (uint64_t)(k->limit - k->start);                                                             \
     REAL *gv = p->grad_values, *partial = k->partial;                                                                  \
     INDEX *reached = k->reached;                                                                                       \
     REAL tile[TILE * W] __attribute__((aligned(64))), xs[TILE * W] __attribute__((aligned(64)));                       \
@@ -251,9 +262,9 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
           NAME(fetch)(order + next + 64 / sizeof(INDEX) * 2);                                                          \
         }                                                                                                              \
         for (; e < end; e++) {                                                                                         \
-          const V *g = (const V *)(panel + (row[e] - k->start) * W);                                                   \
+          const V *g = (const V *)(panel + PLACE(row[e]) * W);                                                         \
           const int64_t place = order[e], later = e + AHEAD < end ? e + AHEAD : e + AHEAD + next - end;                \
-          const int64_t place_later = order[later < nnz ? later : nnz - 1];                                            \
+          const int64_t place_later = order[(uint64_t)later < (uint64_t)nnz ? later : nnz - 1];                        \
           const REAL v = need_x ? values[place] : 0;                                                                   \
           if (need_x) __builtin_prefetch(values + place_later);                                                        \
           if (need_v) __builtin_prefetch(gv + place_later, 1);                                                         \
@@ -281,9 +292,11 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
     if (pending) NAME(settle)(dots, where, pending, gv, k->from != 0);                                                 \
   }                                                                                                                    \
   static void NAME(backward_##N)(const problem *p, const block *k) {                                                   \
-    if (p->result && p->grad_values) NAME(backward_any_##N)(p, k, 1, 1);                                               \
-    else if (p->result) NAME(backward_any_##N)(p, k, 1, 0);                                                            \
-    else NAME(backward_any_##N)(p, k, 0, 1);                                                                           \
+    const int both = p->result && p->grad_values;                                                                      \
+    if (both && k->partial) NAME(backward_any_##N)(p, k, 1, 1, 1);                                                     \
+    else if (both) NAME(backward_any_##N)(p, k, 1, 1, 0);                                                              \
+    else if (p->result) NAME(backward_any_##N)(p, k, 1, 0, 1);                                                         \
+    else NAME(backward_any_##N)(p, k, 0, 1, 1);                                                                        \
   }
 BACKWARD(1)
 BACKWARD(2)
@@ -300,8 +313,8 @@ INLINE INDEX NAME(falls)(const INDEX *restrict index, int64_t from, int64_t to) 
   return falls;
 }
 
-// Whether the indices of the rows first..last rise within each row (so do positions in the other order) and lead nowhere
-// outside. Each thread looks at its own share just before it reads it, when it has to come into the cache anyway; so no
+// Whether the indices of the rows first..last rise within each row, as positions in the other order do, and lead nowhere
+// outside. Each thread looks at its own share just before it reads it, when it must come into the cache anyway. So no
 // product leaves its arrays, whoever wrote the indices.
 static int NAME(sound)(const problem *p, int64_t first, int64_t last, int64_t features) {
   const INDEX *restrict starts = p->starts, *restrict indices = p->indices, *restrict order = p->order;
@@ -399,6 +412,7 @@ static int NAME(run)(const problem *p, int backward) {
   }
   return status;
 }
+#undef PLACE
 #undef V
 #undef LANES
 #undef LOW
