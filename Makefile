@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help mnist test lint bench clean
+.PHONY: help mnist test interruptions lint bench clean
 help:
 	@echo "make mnist      train a sparse network on MNIST (real data: DATA=folder or \$$SPARSIFY_DATA)"
 	@echo "make test       the test suite"
+	@echo "make interruptions  fail at every line, operator and allocation of an evolution (an hour or more)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time layers, training steps and evolution beside other libraries"
 	@echo "make clean      remove .venv and all that was built"
@@ -15,6 +16,9 @@ mnist: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+interruptions: .venv/installed
+	$(BIN)/python -m pytest tests/test_interruptions.py -m slow -s
 
 lint: .venv/installed
 	$(BIN)/ruff check .
