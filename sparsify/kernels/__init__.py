@@ -11,7 +11,7 @@ for input (batch, in_features), output and grad (batch, out_features), all conti
 import torch
 from torch import Tensor
 
-from sparsify.kernels import ops
+from sparsify.kernels import flops, ops  # noqa: F401  (flops registers formulas)
 from sparsify.kernels.choice import available, choose, use
 from sparsify.kernels.operands import SUPPORTED
 from sparsify.kernels.recorder import Recorder
