@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
+from sparsify.kernels.operands import is_traced
+from sparsify.leaf import as_leaf
 from sparsify.linear import SparseLinear, adopt
 
 Projection = SparseLinear | nn.Linear
@@ -85,6 +88,9 @@ class SparseMultiheadAttention(nn.Module):
         Raises:
             ValueError, TypeError: a shape, a mask's dtype or a nested tensor that nn.MultiheadAttention refuses too.
         """
+        if any(isinstance(x, Proxy) for x in (query, key, value)):
+            options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            return as_leaf(self, query, key, value, *options)  # type: ignore[no-any-return]
         batched = _is_batched(query, key, value)
         if not batched:
             query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
@@ -136,14 +142,15 @@ class SparseMultiheadAttention(nn.Module):
         """Both masks as one that is added to the scores, (N or 1, num_heads or 1, L or 1, S)."""
         batch, length, keys = sizes
         total = None
+        checks = not is_traced()
         if attn_mask is not None:
             per_head = batch * self.num_heads, length, keys
-            if tuple(attn_mask.shape) not in (per_head, per_head[1:]):
+            if checks and tuple(attn_mask.shape) not in (per_head, per_head[1:]):
                 raise ValueError(f"attn_mask must be {per_head[1:]} or {per_head}, got {tuple(attn_mask.shape)}.")
             total = _additive(attn_mask, "attn_mask", dtype)
             total = total.view(batch, self.num_heads, length, keys) if total.dim() == 3 else total[None, None]
         if key_padding_mask is not None:
-            if tuple(key_padding_mask.shape) != (batch, keys):
+            if checks and tuple(key_padding_mask.shape) != (batch, keys):
                 raise ValueError(f"key_padding_mask must be {(batch, keys)}, got {tuple(key_padding_mask.shape)}.")
             padding = _additive(key_padding_mask, "key_padding_mask", dtype)[:, None, None]
             total = padding if total is None else total + padding

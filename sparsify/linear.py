@@ -6,11 +6,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Proxy
 from torch_sparse import SparseStorage, SparseTensor
 
 from sparsify import kernels, meta, topology
 from sparsify.distributions import check_density
 from sparsify.initialization import drawn_generator, fan_in_uniform
+from sparsify.kernels.operands import is_traced
+from sparsify.leaf import as_leaf
 from sparsify.matrix import SparseMatrix
 from sparsify.topology import Shape
 
@@ -204,17 +208,28 @@ class SparseLinear(SparseMatrix):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
+        if isinstance(input, Proxy):
+            return as_leaf(self, input)
         values, device = self.values, input.device
-        if input.dim() == 0 or input.shape[-1] != self.in_features:
+        if input.layout is not torch.strided or input.is_nested:
+            kind = "a nested one" if input.is_nested else input.layout
+            raise TypeError(f"input must be a dense tensor, got {kind}. Use to_dense() or nested.to_padded_tensor().")
+        if values.is_complex():
+            raise TypeError(f"the layer's dtype must be one of {kernels.SUPPORTED}, got {values.dtype}. Convert it.")
+        # What torch.jit traces is compared by the operator, when it runs.
+        if input.dim() == 0 or (not is_traced() and input.shape[-1] != self.in_features):
             raise ValueError(f"input must be (*, {self.in_features}), got {tuple(input.shape)}.")
         if device != values.device:
             raise ValueError(f"input must be on the layer's device {values.device}, got {device}.")
         both = input.dtype, values.dtype  # autocast takes neither float64 nor what is not floating-point
-        if torch.is_autocast_enabled(device.type) and input.is_floating_point() and torch.float64 not in both:
+        cast = not input.is_meta and torch.is_autocast_enabled(device.type)
+        if cast and input.is_floating_point() and torch.float64 not in both:
             input = input.to(torch.get_autocast_dtype(device.type))
         elif input.dtype != values.dtype:
             raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")
-        return kernels.linear(input, values, self.bias, self.indices())
+        hollow = values.is_meta or isinstance(values, FakeTensor)  # with indices that have no numbers to check
+        indices = self._held() if hollow else self.indices()
+        return kernels.linear(input, values, self.bias, indices)
 
     def to_linear(self) -> nn.Linear:
         """A dense nn.Linear that computes the same; its parameters are copies."""

@@ -11,15 +11,13 @@ for input (batch, in_features), output and grad (batch, out_features), all conti
 import torch
 from torch import Tensor
 
-from sparsify.kernels import ops
+from sparsify.kernels import flops, ops  # noqa: F401  (flops registers formulas)
 from sparsify.kernels.choice import available, choose, use
+from sparsify.kernels.operands import SUPPORTED
 from sparsify.kernels.recorder import Recorder
 from sparsify.topology import Indices
 
 __all__ = ["SUPPORTED", "Recorder", "available", "gradient_of_values", "linear", "use"]
-
-SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""Dtypes of values; half-precision products are computed in float32."""
 
 
 def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:

@@ -1,7 +1,8 @@
-"""The autograd rule of the sparse product: as a plain function, and as an operator that torch.compile can trace."""
+"""The autograd rule of the sparse product: as a plain function, and as an operator that PyTorch's tools can trace."""
 
+import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsify.distributed import leave_indices
+from sparsify.kernels import native, operands
 from sparsify.kernels.choice import choose
+from sparsify.kernels.operands import is_plain, is_traced, is_transformed, is_watched
 from sparsify.kernels.recorder import record
 from sparsify.topology import Indices
 
@@ -20,13 +23,27 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
     """`input @ weight.T + bias` for input (batch, in_features); the result is contiguous."""
     if bias is not None and bias.dtype != values.dtype:
         raise TypeError(f"bias must have the dtype of the values, {values.dtype}, got {bias.dtype}.")
+    result: Tensor
     if torch.compiler.is_compiling():
-        result: Tensor = _linear(input, values, bias, *indices)
-    elif torch.is_grad_enabled():  # as the operator, with half its overhead
-        result = _Linear.apply(input, values, bias, indices)  # type: ignore[no-untyped-call]
+        result = _linear(input, values, bias, *indices)
+    elif not is_watched() and is_plain(input) and is_plain(values) and (bias is None or is_plain(bias)):
+        if torch.is_grad_enabled():  # as the operator, with half its overhead
+            result = _Linear.apply(input, values, bias, indices)  # type: ignore[no-untyped-call]
+        else:
+            result = _forward(input, values, bias, indices)
+    elif is_transformed():
+        result = _Transformed.apply(input, values, bias, *indices)  # type: ignore[no-untyped-call]
+    elif _is_exported_to_onnx():
+        result = _by_dense_weight(input, values, bias, *indices)
     else:
-        result = _forward(input, values, bias, indices)
+        result = _linear(input, values, bias, *indices)
     return result
+
+
+def _is_exported_to_onnx() -> bool:
+    """Whether the exporter that traces with torch.jit, `dynamo=False`, is at work: it knows ATen's operators only."""
+    onnx = sys.modules.get("torch.onnx")  # its import is slow, and whoever exports has done it
+    return onnx is not None and is_traced() and bool(onnx.is_in_onnx_export())
 
 
 def _forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
@@ -60,7 +77,17 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, values = ctx.saved_tensors
-        return *_backward(ctx.kernel, grad, input, values, ctx.indices, ctx.needs_input_grad[:3]), None
+        needs = ctx.needs_input_grad[:3]
+        if torch.compiler.is_compiling() or is_watched() or not (is_plain(grad) and is_plain(input)):
+            return *_gradients(_linear_backward, grad, input, values, ctx.indices, needs), None
+        return *_backward(ctx.kernel, grad, input, values, ctx.indices, needs), None
+
+
+def _check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:
+    """Check what an operator is given: a layer knows its own indices, a graph that came out of a file does not."""
+    operands.check(indices, input, values, **rest)
+    if values.is_cpu and choose(values) is not native:  # which looks for itself; and a look at CUDA's would wait for it
+        operands.check_range(indices)
 
 
 @torch.library.custom_op("sparsify::linear", mutates_args=())
@@ -74,12 +101,17 @@ def _linear(
     csc_row: Tensor,
     csc_order: Tensor,
 ) -> Tensor:
-    return _forward(input, values, bias, Indices(crow, col, ccol, csc_row, csc_order))
+    input, values, bias, *index = operands.plain((input, values, bias, crow, col, ccol, csc_row, csc_order))
+    indices = Indices(*index)
+    _check(indices, input, values, bias=bias)
+    return _forward(input, values, bias, indices)
 
 
 @_linear.register_fake
-def _(input: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *indices: Tensor) -> Tensor:
-    return input.new_empty(input.shape[0], crow.shape[0] - 1)
+def _(input: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
+    indices = Indices(*index)
+    operands.check_width(input, indices)
+    return input.new_empty(input.shape[0], indices.crow.shape[0] - 1)
 
 
 @register_decomposition(torch.ops.sparsify.linear.default)
@@ -103,7 +135,9 @@ def _linear_backward(
     csc_order: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    indices = Indices(crow, col, ccol, csc_row, csc_order)
+    grad, input, values, *index = operands.plain((grad, input, values, crow, col, ccol, csc_row, csc_order))
+    indices = Indices(*index)
+    _check(indices, input, values, grad=grad)
     found = _backward(choose(values), grad, input, values, indices, tuple(needs))
     of_input, of_values, of_bias = (grad.new_empty(0) if gradient is None else gradient for gradient in found)
     return of_input, of_values, of_bias
@@ -117,16 +151,70 @@ def _(grad: Tensor, input: Tensor, values: Tensor, *indices_and_needs: Any) -> t
     return grad.new_empty(shapes[0]), grad.new_empty(shapes[1]), grad.new_empty(shapes[2])
 
 
+def _gradients(operator: Any, grad: Tensor, input: Tensor, values: Tensor, indices: Any, needs: Any) -> Any:
+    """Gradients of input, values and bias by `operator`; None where not needed."""
+    found = operator(grad, input, values, *indices, list(needs))
+    return tuple(gradient if need else None for gradient, need in zip(found, needs, strict=True))
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, values, _, *indices = inputs
     ctx.save_for_backward(input, values, *indices)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:3])
-    found = _linear_backward(grad, *ctx.saved_tensors, needs)
-    gradients = (gradient if need else None for gradient, need in zip(found, needs, strict=True))
-    return *gradients, None, None, None, None, None
+    input, values, *indices = ctx.saved_tensors
+    operator = _TransformedBackward.apply if is_transformed() else _linear_backward
+    return *_gradients(operator, grad, input, values, indices, ctx.needs_input_grad[:3]), *[None] * 5
 
 
 _linear.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _refuse_vmap(*_: Any) -> NoReturn:
+    raise NotImplementedError(
+        "input must have its batch in dimensions of its own, got one of torch.vmap. Call the layer on all samples at "
+        "once; gradients of each sample are not supported."
+    )
+
+
+class _Transformed(torch.autograd.Function):
+    """The operator again, as torch.func and forward-mode differentiation need it: they cannot look into operators."""
+
+    @staticmethod
+    def forward(*given: Any) -> Tensor:
+        result: Tensor = _linear(*given)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, values, _, *indices = inputs
+        ctx.save_for_backward(input, values, *indices)
+        ctx.save_for_forward(input, values, *indices)
+
+    backward = staticmethod(_differentiate)
+    vmap = staticmethod(_refuse_vmap)
+
+    @staticmethod
+    def jvp(ctx: Any, input: Tensor | None, values: Tensor | None, bias: Tensor | None, *_: None) -> Tensor:
+        kept, weights, *indices = ctx.saved_tensors
+        terms = [bias.expand(len(kept), -1)] if bias is not None else []
+        if input is not None:
+            terms.append(_Transformed.apply(input, weights, None, *indices))  # type: ignore[no-untyped-call]
+        if values is not None:
+            terms.append(_Transformed.apply(kept, values, None, *indices))  # type: ignore[no-untyped-call]
+        return torch.stack(terms).sum(0)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """The same for gradients. It has no derivatives, so that second ones are refused, not silently zero."""
+
+    @staticmethod
+    def forward(*given: Any) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = _linear_backward(*given)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    vmap = staticmethod(_refuse_vmap)

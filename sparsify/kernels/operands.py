@@ -1,0 +1,107 @@
+"""Says which tensors a kernel may read by their addresses, and checks those that an operator is given."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import DispatchKey, DispatchKeySet
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
+
+from sparsify.topology import Indices
+
+SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Dtypes of values; half-precision products are computed in float32."""
+
+PLAIN_TYPES = frozenset((Tensor, nn.Parameter))
+
+_dispatch_keys = torch._C._dispatch_keys
+_PLAIN = _dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+for _key in DispatchKey.CUDA, DispatchKey.AutogradCUDA, DispatchKey.AutocastCUDA:
+    _PLAIN |= DispatchKeySet(_key).raw_repr()
+_ODD = ~_PLAIN
+"""Dispatch keys of what is more or less than memory of a CPU or a GPU: lazily negative, functional, batched, meta..."""
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but its strided memory, on a device where kernels compute."""
+    return type(tensor) in PLAIN_TYPES and not _dispatch_keys(tensor).raw_repr() & _ODD
+
+
+def plain(tensors: Iterable[Tensor | None]) -> list[Any]:
+    """The tensors without their subclasses, where these have memory like any other tensor."""
+    return [t if t is None or type(t) in PLAIN_TYPES else t.as_subclass(Tensor) for t in tensors]
+
+
+def is_traced() -> bool:
+    """Whether torch.jit traces: the sizes of tensors are tensors then, and to compare them would warn."""
+    return torch._C._get_tracing_state() is not None
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: they cannot look into operators."""
+    top = torch._C._functorch.peek_interpreter_stack()
+    return (top is not None and top.key() != TransformType.Functionalize) or forward_ad._current_level >= 0
+
+
+def is_watched() -> bool:
+    """Whether something wants to see the operators that run: torch.jit, a TorchDispatchMode, a transform."""
+    return torch._C._len_torch_dispatch_stack() > 0 or is_traced() or is_transformed()
+
+
+def check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:
+    """Check what an operator is given, from a graph that came out of a file perhaps, before kernels read its memory.
+
+    Args:
+        rest: bias or grad.
+    Raises:
+        TypeError: a tensor is sparse, nested or quantized, or of a dtype or device that does not fit the others.
+        ValueError: a shape does not fit the others.
+    """
+    check_width(input, indices)
+    outs, (batch, ins), nnz = len(indices.crow) - 1, input.shape, len(values)
+    shapes = {"input": (batch, ins), "values": (nnz,), "bias": (outs,), "grad": (batch, outs)}
+    for name, tensor in {"input": input, "values": values, **rest}.items():
+        if tensor is None:
+            continue
+        if not is_plain(tensor) or tensor.dtype not in SUPPORTED:
+            raise TypeError(f"{name} must be a dense floating-point tensor, got {_kind(tensor)}.")
+        if (tensor.dtype, tensor.device) != (values.dtype, values.device):
+            raise TypeError(f"{name} must be like values, {_kind(values)}, got {_kind(tensor)}.")
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"{name} must be of shape {shapes[name]}, got {tuple(tensor.shape)}.")
+    for name, index in indices._asdict().items():
+        if not is_plain(index) or index.dtype not in (torch.int32, torch.int64) or index.device != values.device:
+            raise TypeError(f"{name} must be a vector of int32 or int64 on {values.device}, got {_kind(index)}.")
+        if index.dtype != indices.crow.dtype:
+            raise TypeError(f"{name} must have the dtype of crow, {indices.crow.dtype}, got {index.dtype}.")
+        length = {"crow": outs + 1, "ccol": ins + 1}.get(name, nnz)
+        if index.shape != (length,):
+            raise ValueError(f"{name} must be of shape {(length,)}, got {tuple(index.shape)}.")
+
+
+def check_width(input: Tensor, indices: Indices) -> None:
+    """Check the shape of an operator's input; what is traced has no more to check."""
+    ins = indices.ccol.shape[0] - 1
+    if input.dim() != 2 or input.shape[1] != ins:
+        raise ValueError(f"input must be (batch, {ins}), got {tuple(input.shape)}.")
+
+
+def check_range(indices: Indices) -> None:
+    """Check that indices lead nowhere outside, for the kernels that do not look where they lead.
+
+    Raises:
+        ValueError: they do.
+    """
+    outs, ins, nnz = len(indices.crow) - 1, len(indices.ccol) - 1, len(indices.col)
+    for starts in indices.crow, indices.ccol:
+        if starts[0] != 0 or starts[-1] != nnz or (torch.diff(starts) < 0).any():
+            raise ValueError("indices must be a topology of the layer, got rows or columns that are out of order.")
+    for index, bound in (indices.col, ins), (indices.csc_row, outs), (indices.csc_order, nnz):
+        if nnz and (int(index.min()) < 0 or int(index.max()) >= bound):
+            raise ValueError(f"indices must be a topology of the layer, got some that are not in [0, {bound}).")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.layout} {tensor.dtype} on {tensor.device}"
