@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Proxy
 from torch_sparse import SparseStorage, SparseTensor
 
@@ -227,9 +226,12 @@ class SparseLinear(SparseMatrix):
             input = input.to(torch.get_autocast_dtype(device.type))
         elif input.dtype != values.dtype:
             raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")
-        hollow = values.is_meta or isinstance(values, FakeTensor)  # with indices that have no numbers to check
-        indices = self._held() if hollow else self.indices()
-        return kernels.linear(input, values, self.bias, indices)
+        while True:
+            indices, checked = self.indices(), self._checked
+            output = kernels.linear(input, values, self.bias, indices)
+            if torch.compiler.is_compiling() or (self._checked is checked and not self.is_changing()):
+                return output
+            # Another thread has changed the topology meanwhile: what was computed is of neither.
 
     def to_linear(self) -> nn.Linear:
         """A dense nn.Linear that computes the same; its parameters are copies."""

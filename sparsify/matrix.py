@@ -118,15 +118,17 @@ class SparseMatrix(nn.Module):
         if torch.compiler.is_compiling():
             return self._held()
         if not self.is_checked():
+            if not topology.holds_numbers(self.values):
+                return self._held()
             self._examine()
         return self._checked.indices  # type: ignore[union-attr]  # _examine() has seen to it
 
     def is_checked(self) -> bool:
         """Whether values and index buffers are those that were checked, and nothing else has written to the latter."""
-        checked, swap, held = self._checked, self.swap, self._buffers
+        checked, held = self._checked, self._buffers
         return (
             checked is not None
-            and (swap is None or not swap.under_way)
+            and not self.is_changing()
             and held["crow"] is checked.indices.crow
             and held["col"] is checked.indices.col
             and held["ccol"] is checked.indices.ccol
@@ -135,6 +137,10 @@ class SparseMatrix(nn.Module):
             and _writes(checked.indices) == checked.writes
             and (torch.jit.is_tracing() or self.values.shape == checked.indices.col.shape)
         )
+
+    def is_changing(self) -> bool:
+        """Whether another thread is at work on values and topology, or an interruption has left this half done."""
+        return (swap := self.swap) is not None and swap.under_way
 
     def _examine(self) -> None:
         with LOCK:  # another thread may be changing all this

@@ -121,6 +121,11 @@ def empty(length: int, dtype: torch.dtype = torch.int64, device: torch.device | 
     return torch.from_numpy(np.empty(length * dtype.itemsize, dtype=np.uint8)).view(dtype)
 
 
+def holds_numbers(tensor: Tensor) -> bool:
+    """Whether `tensor` is more than a shape: neither on the meta device nor a fake or a wrapper of others."""
+    return not tensor.is_meta and not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python)
+
+
 def native(flat: Tensor) -> bool:
     """Whether the compiled library works on `flat`."""
     return library.LIBRARY is not None and library.is_plain(flat)
@@ -188,8 +193,7 @@ def check_vector(name: str, vector: object, dtypes: Collection[torch.dtype]) -> 
     kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     if not isinstance(vector, Tensor):
         raise ValueError(f"{name} must be a vector of {kinds}, got {type(vector).__name__}.")
-    keys = torch._C._dispatch_keys(vector)
-    if vector.layout != torch.strided or vector.is_meta or keys.has(torch._C.DispatchKey.Python):
+    if vector.layout != torch.strided or not holds_numbers(vector):
         kind = f"{type(vector).__name__} of layout {vector.layout} on {vector.device}"
         raise ValueError(f"{name} must be an ordinary vector of {kinds}, got a {kind}.")
     if vector.dtype not in dtypes or vector.dim() != 1:
@@ -254,8 +258,8 @@ def fingerprint(*tensors: Tensor) -> str:
     """A short hash: the same for the same numbers, in every process, on every device and for every index dtype."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        if tensor.is_meta or torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python):
-            continue  # there are no numbers
+        if not holds_numbers(tensor):
+            continue
         numbers = tensor.detach().cpu().contiguous().view(-1)
         numbers = numbers if numbers.is_floating_point() else numbers.long()
         digest.update(numbers.view(torch.uint8).numpy().data)
