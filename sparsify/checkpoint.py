@@ -75,10 +75,15 @@ def _checked_weight(weight: object, layer: "SparseMatrix") -> Tensor:
 
 
 @torch.no_grad()
-def take_over(layers: Collection[tuple[str, "SparseMatrix"]], state_dict: Mapping[str, Any]) -> list["SparseMatrix"]:
+def take_over(
+    layers: Collection[tuple[str, "SparseMatrix"]], state_dict: Mapping[str, Any], beside: Collection[Change] = ()
+) -> list["SparseMatrix"]:
     """Give each layer the weight that `state_dict` has for it under its prefix; all of them or none.
 
     A dense weight is taken over at the topology that is there, with a warning of what does not find a place.
+
+    Args:
+        beside: what else to do where this is done.
 
     Returns:
         the layers that have their weight now; for others there is none, or none that is whole.
@@ -95,7 +100,8 @@ def take_over(layers: Collection[tuple[str, "SparseMatrix"]], state_dict: Mappin
     if errors:
         raise ValueError("\n\t".join(errors))
     loaded = [layer for layer, *_ in weights]
-    Swap([change for *_, change in weights] + [partial(averaging.loaded, layer) for layer in loaded], loaded).commit()
+    changes = [change for *_, change in weights]
+    Swap([*changes, *beside, *(partial(averaging.loaded, layer) for layer in loaded)], loaded).commit()
     _say_what_was_left_out([(layer, found["weight"]) for layer, found, _ in weights if "weight" in found])
     return loaded
 
@@ -142,9 +148,12 @@ def has_begun(errors: list[str]) -> bool:
 
 
 def load_together(
-    layers: Collection[tuple[str, "SparseMatrix"]], state_dict: Mapping[str, Any], errors: list[str]
+    layers: Collection[tuple[str, "SparseMatrix"]],
+    state_dict: Mapping[str, Any],
+    errors: list[str],
+    beside: Collection[Change],
 ) -> None:
-    """Load all these layers before the rest of a model; each knows later that it has its weight.
+    """Load all these layers at once; each knows later that it has its weight.
 
     Raises:
         ValueError: one is corrupt, or not whole. Nothing is changed.
@@ -154,7 +163,7 @@ def load_together(
         if 0 < len(there) < len(SPARSE):
             missing = ", ".join(prefix + name for name in SPARSE if name not in there)
             raise ValueError(f"state_dict must hold the whole of a sparse weight, got none of {missing}.")
-    _loading.errors, _loading.done = errors, WeakSet(take_over(layers, state_dict))
+    _loading.errors, _loading.done = errors, WeakSet(take_over(layers, state_dict, beside))
 
 
 def load(

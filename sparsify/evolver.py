@@ -136,10 +136,11 @@ class Evolver:
         algorithm, progress, ranks = self.algorithm, self.progress, self.ranks
         _check_unchanged(self.layers, self.parameters)
         layers = {name: self.layers[name] for name in ready}
-        views, surplus = [], []
+        views, surplus, stale = [], [], self._stale()
         averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
         for name, layer in layers.items():
-            optimizer_state.check_elementwise(self.optimizer, layer.values, name)
+            if name not in stale:
+                optimizer_state.check_elementwise(self.optimizer, layer.values, name)
             generator = topology.generator(progress.seed, "evolution", progress.evolutions, name)
             views.append(view(name, layer, generator, ready[name], ranks.sum))
             surplus.append(progress.surplus(algorithm, name, layer.nnz))
@@ -302,6 +303,8 @@ def _check_unchanged(layers: Mapping[str, SparseLinear], parameters: Mapping[str
                 f"values must stay the parameter that sparsify() made, got another in layer {name!r}. Undo what has "
                 "replaced it (pruning, parametrization, an assignment), or write the new values into the old parameter."
             )
+        if values.untyped_storage().nbytes() < values.nbytes:
+            raise ValueError(f"values must be in memory, got those of layer {name!r} without: its storage was freed.")
 
 
 def _check_held(optimizer: Optimizer, layers: Mapping[str, SparseLinear]) -> None:

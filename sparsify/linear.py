@@ -218,6 +218,8 @@ class SparseLinear(SparseMatrix):
         # What torch.jit traces is compared by the operator, when it runs.
         if input.dim() == 0 or (not is_traced() and input.shape[-1] != self.in_features):
             raise ValueError(f"input must be (*, {self.in_features}), got {tuple(input.shape)}.")
+        if self.bias is not None and not is_traced() and self.bias.shape[0] != self.out_features:
+            raise ValueError(f"bias must be ({self.out_features},), got {tuple(self.bias.shape)}.")
         if device != values.device:
             raise ValueError(f"input must be on the layer's device {values.device}, got {device}.")
         both = input.dtype, values.dtype  # autocast takes neither float64 nor what is not floating-point

@@ -1,15 +1,18 @@
-"""Loads the sparse layers of a model together: all are checked before one is changed."""
+"""Loads models that hold sparse layers: all is checked before anything is changed, and then changed at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparsify import checkpoint
+from sparsify import checkpoint, topology
 from sparsify.attention import SparseMultiheadAttention
 from sparsify.matrix import SparseMatrix
+from sparsify.swap import Change
 from sparsify.topology import Indices
 
 
@@ -20,8 +23,10 @@ def watch(model: nn.Module, undo: ExitStack) -> None:
             undo.callback(module.register_load_state_dict_pre_hook(_load_sparse_layers).remove)
 
 
-def _load_sparse_layers(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Before anything of `module` is loaded: check and load the weights of its sparse layers.
+def _load_sparse_layers(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any
+) -> None:
+    """Before PyTorch loads `module` a tensor at a time: check it and load it as a whole.
 
     Raises:
         RuntimeError: one is corrupt, or the layers that are sparse in `state_dict` are others than here. Nothing is
@@ -38,8 +43,9 @@ def _load_sparse_layers(module: nn.Module, state_dict: dict[str, Any], prefix: s
     layers = [(name, part) for name, part in named.items() if isinstance(part, SparseMatrix)]
     try:
         _check_split(named, state_dict, prefix)
-        _check_shapes(named, state_dict)
-        checkpoint.load_together(layers, state_dict, errors)
+        assigns = metadata.get("assign_to_params_buffers")  # other tensors then, not other numbers
+        others = [] if assigns else list(_loading_others(named, state_dict))
+        checkpoint.load_together(layers, state_dict, errors, others)
     except ValueError as error:
         raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{error}") from None
 
@@ -64,16 +70,27 @@ def _check_split(named: Mapping[str, nn.Module], state_dict: Mapping[str, Any], 
         )
 
 
-def _check_shapes(named: Mapping[str, nn.Module], state_dict: Mapping[str, Any]) -> None:
-    """Raise ValueError where another tensor than a sparse weight has another shape, before PyTorch loads in part."""
+def _loading_others(named: Mapping[str, nn.Module], state_dict: Mapping[str, Any]) -> Iterator[Change]:
+    """Prepare to load all but the sparse weights, so that an interruption does not leave one without the other.
+
+    Raises:
+        ValueError: a tensor has another shape, and its module does not say that it knows what to do with it.
+    """
     for prefix, part in named.items():
-        plain = type(part)._load_from_state_dict is nn.Module._load_from_state_dict
-        if not isinstance(part, SparseMatrix) and not plain:
-            continue  # it may know what to do with other shapes
+        weight = ("values", *Indices._fields) if isinstance(part, SparseMatrix) else ()
+        plain = weight or type(part)._load_from_state_dict is nn.Module._load_from_state_dict
         for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
             found = state_dict.get(prefix + name)
-            sparse = isinstance(part, SparseMatrix) and name in ("values", *Indices._fields)
-            if sparse or tensor is None or not isinstance(found, Tensor) or is_lazy(tensor) or not tensor.dim():
+            if name in weight or tensor is None or not isinstance(found, Tensor) or is_lazy(tensor) or not tensor.dim():
                 continue
-            if found.shape != tensor.shape:
+            if found.shape == tensor.shape:
+                if found.layout == tensor.layout == torch.strided and torch.can_cast(found.dtype, tensor.dtype):
+                    if topology.holds_numbers(found) and topology.holds_numbers(tensor):
+                        yield partial(_copy, tensor, found)
+            elif plain:
                 raise ValueError(f"{prefix}{name} must be {tuple(tensor.shape)}, got {tuple(found.shape)}.")
+
+
+def _copy(tensor: Tensor, found: Tensor) -> None:
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(found)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 KEY = "sparsify"
 """Of what evolution needs, in an optimizer's state dict."""
+
+_Step = tuple[int, int, CodeType]
+"""A call of an optimizer's `step()`: how deep in the stack its frame is, and which it is."""
 
 
 class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -66,7 +70,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         optimizer = evolver.optimizer
         super().__init__(optimizer)
         self._self_evolver = evolver
-        self._self_open: list[int] = []
+        self._self_open: list[_Step] = []
         self._self_in_vain = False
         # A compiled step() calls these as they are: traced, evolution would fall into dozens of graphs.
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
@@ -160,10 +164,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         optimizer = self.__wrapped__
         self._self_in_vain = not optimizer.state and _changes_nothing(optimizer)
         self._self_evolver.begin_step()
-        # A subclass whose step() calls super().step() runs the hooks of both: only the outermost is a step. What stands
-        # as deep as this or deeper was left by an exception.
-        depth = _stack_depth()
-        self._self_open = [*(outer for outer in self._self_open if outer < depth), depth]
+        self._self_open = _still_open(self._self_open)
 
     def _after_step(self, *_: Any) -> None:
         self._self_open = self._self_open[:-1]
@@ -213,11 +214,21 @@ def _changes_nothing(optimizer: Optimizer) -> bool:
     )
 
 
-def _stack_depth() -> int:
-    depth, frame = 0, sys._getframe(1)
-    while frame := frame.f_back:  # type: ignore[assignment]
-        depth += 1
-    return depth
+def _still_open(steps: list[_Step]) -> list[_Step]:
+    """The calls of `step()` that are under way, with the one that calls its hook just now.
+
+    A subclass whose `step()` calls `super().step()` runs the hooks of both, and only the outermost is a step. What an
+    exception has ended is not on the stack any more.
+    """
+    stack: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if stack or "_dynamo" not in frame.f_code.co_filename:  # which keeps torch.compile out of the hook
+            stack.append(frame)
+        frame = frame.f_back
+    stack.reverse()
+    found = [(depth, id(frame), frame.f_code) for depth, frame in enumerate(stack)]
+    return [step for step in steps if step in found[:-1]] + found[-1:]
 
 
 def _rebuild(evolver: Evolver) -> SparseOptimizer:

@@ -65,7 +65,7 @@ def test_an_interruption_anywhere_leaves_the_state_before_or_the_state_after(how
 
 
 def test_what_is_not_whole_is_found():
-    done = interrupt("SET/sgd/load_by_halves/small --lines 40 --uses 1")
+    done = interrupt("SET/sgd/load_by_halves/small --lines 9 --uses 1")
     tried, before, _, after, *_, broken = counts(done.stdout, "lines")
     assert done.returncode == 1
     assert before
