@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from sparsify.initialization import drawn_generator, fan_in_uniform
 from sparsify.kernels.operands import is_traced
 from sparsify.leaf import as_leaf
 from sparsify.matrix import SparseMatrix
-from sparsify.topology import Shape
+from sparsify.topology import Indices, Shape
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
@@ -208,7 +209,10 @@ class SparseLinear(SparseMatrix):
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
         if isinstance(input, Proxy):
-            return as_leaf(self, input)
+            return as_leaf(self, input)  # type: ignore[no-any-return]
+        return self.consistently(partial(self._map, input))
+
+    def _map(self, input: Tensor, indices: Indices) -> Tensor:
         values, device = self.values, input.device
         if input.layout is not torch.strided or input.is_nested:
             kind = "a nested one" if input.is_nested else input.layout
@@ -228,12 +232,7 @@ class SparseLinear(SparseMatrix):
             input = input.to(torch.get_autocast_dtype(device.type))
         elif input.dtype != values.dtype:
             raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")
-        while True:
-            indices, checked = self.indices(), self._checked
-            output = kernels.linear(input, values, self.bias, indices)
-            if torch.compiler.is_compiling() or (self._checked is checked and not self.is_changing()):
-                return output
-            # Another thread has changed the topology meanwhile: what was computed is of neither.
+        return kernels.linear(input, values, self.bias, indices)
 
     def to_linear(self) -> nn.Linear:
         """A dense nn.Linear that computes the same; its parameters are copies."""

@@ -142,6 +142,26 @@ class SparseMatrix(nn.Module):
         """Whether another thread is at work on values and topology, or an interruption has left this half done."""
         return (swap := self.swap) is not None and swap.under_way
 
+    def consistently(self, product: Callable[[Indices], Tensor]) -> Tensor:
+        """`product` of values and indices that belong together: done again where another thread changes them meanwhile."""
+        if torch.compiler.is_compiling():
+            return product(self._held())
+        while True:
+            indices, checked = self.indices(), self._checked
+            if not topology.holds_numbers(self.values):
+                return product(indices)
+            try:
+                result = product(indices)
+            except Exception:
+                if self._stays(checked, indices):
+                    raise
+            else:
+                if self._stays(checked, indices):
+                    return result
+
+    def _stays(self, checked: Checked | None, indices: Indices) -> bool:
+        return self._checked is checked and checked is not None and checked.indices is indices and not self.is_changing()
+
     def _examine(self) -> None:
         with LOCK:  # another thread may be changing all this
             settle(self)

@@ -209,9 +209,10 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
 def _changes_nothing(optimizer: Optimizer) -> bool:
     """Whether a step would only make the optimizer's buffers, as torch.distributed.checkpoint does before it loads."""
     groups = optimizer.param_groups
-    return all("lr" in group and not group["lr"] for group in groups) and not any(
-        bool(p.grad.any()) for group in groups for p in group["params"] if p.grad is not None
-    )
+    if any("lr" not in group or group["lr"] for group in groups):
+        return False
+    grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    return bool(grads) and not any(grad.any() for grad in grads)
 
 
 def _still_open(steps: list[_Step]) -> list[_Step]:

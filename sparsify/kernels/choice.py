@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
 
@@ -14,7 +15,7 @@ from sparsify.kernels import aten, native, torch_sparse
 KERNELS = {"native": native, "aten": aten, "torch_sparse": torch_sparse}
 """By name, in the order in which they are preferred on the CPU."""
 
-_forced: str | None = os.environ.get("SPARSIFY_KERNELS") or None
+_forced: ContextVar[str | None] = ContextVar("forced", default=os.environ.get("SPARSIFY_KERNELS") or None)
 
 
 def available() -> tuple[str, ...]:
@@ -28,27 +29,27 @@ def available() -> tuple[str, ...]:
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Compute with the kernels `name` within the block; $SPARSIFY_KERNELS does so for a whole process.
+    """Compute with the kernels `name` within the block, in this thread; $SPARSIFY_KERNELS does so for a whole process.
 
     Raises:
         ValueError: `name` is not available.
     """
-    global _forced
     _check(name)
-    before, _forced = _forced, name
+    before = _forced.set(name)
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(before)
 
 
 def choose(values: Tensor) -> ModuleType:
     """The kernel that computes with `values`: the forced one, else the first that serves."""
-    if _forced is not None:
-        if not KERNELS[_forced].serves(values):
+    forced = _forced.get()
+    if forced is not None:
+        if not KERNELS[forced].serves(values):
             kind = f"{values.dtype} on {values.device}"
-            raise RuntimeError(f"kernels {_forced!r}, which were asked for, do not serve {kind}.")
-        return KERNELS[_forced]
+            raise RuntimeError(f"kernels {forced!r}, which were asked for, do not serve {kind}.")
+        return KERNELS[forced]
     on_cpu = values.device.type == "cpu"
     names = KERNELS if on_cpu else reversed(KERNELS)
     name = next(name for name in names if KERNELS[name].serves(values))
@@ -71,5 +72,5 @@ def _check(name: str) -> None:
         raise ValueError(f"kernels must be one of {available()}, got {name!r}.")
 
 
-if _forced:
-    _check(_forced)
+if forced := _forced.get():
+    _check(forced)

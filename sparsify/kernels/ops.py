@@ -51,6 +51,7 @@ def _forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indice
     if ddp is not None:
         leave_indices(ddp)
     bias = None if bias is None else bias.contiguous()
+    values = values.detach()  # so that its memory stays, whatever another thread puts in its place
     result: Tensor = choose(values).forward(input.contiguous(), values.contiguous(), bias, indices)
     return result
 
