@@ -97,7 +97,9 @@ def sparsify(
         check_arguments(optimizer, evolution, grown_state, seed)
     if isinstance(start, Mapping):
         if density is not None or tuple(skip):
-            raise ValueError("density and skip must not be given where start is a state dict, which says what is sparse.")
+            raise ValueError(
+                "density and skip must not be given where start is a state dict, which says what is sparse."
+            )
         targets = first = _counts(model, optimizer, start)
     elif density is None:
         raise TypeError("density must be given, unless start is the state dict of a sparse model.")

@@ -126,14 +126,14 @@ def _say_what_was_left_out(dense: Collection[tuple["SparseMatrix", Tensor]]) -> 
     if kept < given * (1 - 1e-9):
         warnings.warn(
             f"The dense weights of {len(dense)} sparse layers were loaded at the connections that are there: "
-            f"{1 - kept / given:.1%} of their magnitude was left out. To keep the largest weights of a dense model, load "
-            'it before sparsify(..., start="magnitude").',
+            f"{1 - kept / given:.1%} of their magnitude was left out. To keep the largest weights of a dense model, "
+            'load it before sparsify(..., start="magnitude").',
             stacklevel=8,  # the caller of load_state_dict
         )
 
 
 class _Loading(local):
-    """The call of `load_state_dict` that this thread is in: its list of errors, and the layers that have their weight."""
+    """The call of `load_state_dict` that this thread is in: its list of errors, and which layers have their weight."""
 
     errors: list[str] | None = None
     done: "WeakSet[SparseMatrix]"

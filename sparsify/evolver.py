@@ -21,7 +21,7 @@ from sparsify.kernels import Recorder
 from sparsify.linear import SparseLinear
 from sparsify.matrix import SparseMatrix
 from sparsify.optimizer_state import GrownState
-from sparsify.swap import Change, Swap, settle
+from sparsify.swap import Change, Swap, Swapped, settle
 from sparsify.telemetry import Explored
 
 
@@ -154,13 +154,11 @@ class Evolver:
                 raise count_changes(algorithm)
         record, noting = progress.noting(fraction, updates, due)
         changes = [self.rewiring(name, update, grown[name], averages[name]) for name, update in updates.items()]
-        owners = [self, *layers.values(), *chain.from_iterable(averages.values())]
+        owners: list[Swapped] = [self, *layers.values(), *chain.from_iterable(averages.values())]
         Swap([*chain.from_iterable(changes), noting], owners).commit()
         return record
 
-    def rewiring(
-        self, name: str, update: Update, grown: Tensor, averages: Sequence[SparseMatrix]
-    ) -> Iterator[Change]:
+    def rewiring(self, name: str, update: Update, grown: Tensor, averages: Sequence[SparseMatrix]) -> Iterator[Change]:
         """Prepare to carry out `update` of a layer, with its optimizer state; nothing is changed yet."""
         layer, optimizer = self.layers[name], self.optimizer
         stale = name in self._stale()
@@ -301,7 +299,8 @@ def _check_unchanged(layers: Mapping[str, SparseLinear], parameters: Mapping[str
         if values is not parameters[name]:
             raise ValueError(
                 f"values must stay the parameter that sparsify() made, got another in layer {name!r}. Undo what has "
-                "replaced it (pruning, parametrization, an assignment), or write the new values into the old parameter."
+                "replaced it (pruning, parametrization, an assignment), or write the new values into the old one. "
+                f"If it was sharded: {SHARDED}"
             )
         if values.untyped_storage().nbytes() < values.nbytes:
             raise ValueError(f"values must be in memory, got those of layer {name!r} without: its storage was freed.")

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, get_num_threads, nn
 
-
 KINDS = frozenset((Tensor, nn.Parameter, nn.Buffer))
 """Classes of tensors that leave everything to PyTorch: others may hold their numbers elsewhere."""
 
@@ -82,8 +81,8 @@ def address(tensor: Tensor, storages: list[object]) -> int:
             storages.append(storage)
             return pointer
     raise TypeError(
-        f"tensor must be plain, contiguous memory on the CPU, got {type(tensor).__name__} {tuple(tensor.shape)} with the "
-        f"dispatch keys {torch._C._dispatch_keys(tensor)}."
+        f"tensor must be plain, contiguous memory on the CPU, got {type(tensor).__name__} {tuple(tensor.shape)} with "
+        f"the dispatch keys {torch._C._dispatch_keys(tensor)}."
     )
 
 

@@ -209,7 +209,7 @@ class SparseLinear(SparseMatrix):
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
         if isinstance(input, Proxy):
-            return as_leaf(self, input)  # type: ignore[no-any-return]
+            return as_leaf(self, input)
         return self.consistently(partial(self._map, input))
 
     def _map(self, input: Tensor, indices: Indices) -> Tensor:

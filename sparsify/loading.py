@@ -20,7 +20,8 @@ def watch(model: nn.Module, undo: ExitStack) -> None:
     """Have each module of `model` that holds sparse layers load them together."""
     for module in model.modules():
         if any(isinstance(part, SparseMatrix) for part in module.modules()):
-            undo.callback(module.register_load_state_dict_pre_hook(_load_sparse_layers).remove)
+            hook = module.register_load_state_dict_pre_hook(_load_sparse_layers)  # type: ignore[no-untyped-call]
+            undo.callback(hook.remove)
 
 
 def _load_sparse_layers(
@@ -35,7 +36,9 @@ def _load_sparse_layers(
     errors = rest[-1]
     if checkpoint.has_begun(errors):
         return  # from a module around this one
-    named = {prefix + name + "." if name else prefix: part for name, part in module.named_modules(remove_duplicate=False)}
+    named = {
+        prefix + name + "." if name else prefix: part for name, part in module.named_modules(remove_duplicate=False)
+    }
     state_dict = dict(state_dict)
     for name, part in named.items():
         if isinstance(part, SparseMultiheadAttention):
@@ -53,21 +56,22 @@ def _load_sparse_layers(
 def _check_split(named: Mapping[str, nn.Module], state_dict: Mapping[str, Any], prefix: str) -> None:
     """Raise ValueError unless the layers that are sparse in `state_dict` are those that are sparse here, or none."""
     there = [name for name in checkpoint.sparse_layers(state_dict) if name.startswith(prefix)]
-    owners = {name: named.get(name.removesuffix(".").rpartition(".")[0] + ".") for name in there}
-    only_there = [
-        name
-        for name in there
-        if (name in named and not isinstance(named[name], SparseMatrix)) or isinstance(owners[name], nn.MultiheadAttention)
-    ]
-    sparse_here = [name for name, part in named.items() if isinstance(part, SparseMatrix) and name not in there]
-    only_here = [name for name in sparse_here if there and f"{name}weight" in state_dict]
+    here = [name for name, part in named.items() if isinstance(part, SparseMatrix)]
+    only_there = [name for name in there if name not in here and _is_of(named, name)]
+    only_here = [name for name in here if there and name not in there and f"{name}weight" in state_dict]
     if only_there or only_here:
-        lists = [", ".join(repr(name.removesuffix(".")) for name in names) or "none" for names in (only_there, only_here)]
+        first, second = (", ".join(repr(name[:-1]) for name in names) or "none" for names in (only_there, only_here))
         raise ValueError(
-            f"state_dict must have the same layers sparse as the model, got {lists[0]} sparse in it alone and {lists[1]} "
-            "in the model alone. sparsify(model, optimizer, start=state_dict) makes the sparse model of a checkpoint from "
-            "a dense one."
+            f"state_dict must have the same layers sparse as the model, got {first} sparse only in state_dict, and "
+            f"{second} only in the model. sparsify(model, optimizer, start=state_dict) makes a dense model the sparse "
+            "one of a checkpoint."
         )
+
+
+def _is_of(named: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether there is a layer of this name, or would be if it were sparse."""
+    owner = name[: name[:-1].rfind(".") + 1]
+    return name in named or isinstance(named.get(owner), nn.MultiheadAttention)
 
 
 def _loading_others(named: Mapping[str, nn.Module], state_dict: Mapping[str, Any]) -> Iterator[Change]:
@@ -81,16 +85,20 @@ def _loading_others(named: Mapping[str, nn.Module], state_dict: Mapping[str, Any
         plain = weight or type(part)._load_from_state_dict is nn.Module._load_from_state_dict
         for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
             found = state_dict.get(prefix + name)
-            if name in weight or tensor is None or not isinstance(found, Tensor) or is_lazy(tensor) or not tensor.dim():
+            if name in weight or tensor is None or is_lazy(tensor) or not isinstance(found, Tensor) or not tensor.dim():
                 continue
-            if found.shape == tensor.shape:
-                if found.layout == tensor.layout == torch.strided and torch.can_cast(found.dtype, tensor.dtype):
-                    if topology.holds_numbers(found) and topology.holds_numbers(tensor):
-                        yield partial(_copy, tensor, found)
-            elif plain:
+            if plain and found.shape != tensor.shape:
                 raise ValueError(f"{prefix}{name} must be {tuple(tensor.shape)}, got {tuple(found.shape)}.")
+            if found.shape == tensor.shape and _can_be_copied(found, tensor):
+                yield partial(_copy, found, tensor)
 
 
-def _copy(tensor: Tensor, found: Tensor) -> None:
+def _can_be_copied(found: Tensor, tensor: Tensor) -> bool:
+    """Whether nothing can go wrong; PyTorch does the rest after us."""
+    strided = found.layout == tensor.layout == torch.strided and torch.can_cast(found.dtype, tensor.dtype)
+    return strided and topology.holds_numbers(found) and topology.holds_numbers(tensor)
+
+
+def _copy(found: Tensor, tensor: Tensor) -> None:
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         tensor.copy_(found)

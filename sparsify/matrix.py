@@ -135,7 +135,7 @@ class SparseMatrix(nn.Module):
             and held["csc_row"] is checked.indices.csc_row
             and held["csc_order"] is checked.indices.csc_order
             and _writes(checked.indices) == checked.writes
-            and (torch.jit.is_tracing() or self.values.shape == checked.indices.col.shape)
+            and (torch._C._get_tracing_state() is not None or self.values.shape == checked.indices.col.shape)
         )
 
     def is_changing(self) -> bool:
@@ -143,7 +143,7 @@ class SparseMatrix(nn.Module):
         return (swap := self.swap) is not None and swap.under_way
 
     def consistently(self, product: Callable[[Indices], Tensor]) -> Tensor:
-        """`product` of values and indices that belong together: done again where another thread changes them meanwhile."""
+        """`product` of values and indices that belong together: again, where another thread changes them meanwhile."""
         if torch.compiler.is_compiling():
             return product(self._held())
         while True:
@@ -160,7 +160,9 @@ class SparseMatrix(nn.Module):
                     return result
 
     def _stays(self, checked: Checked | None, indices: Indices) -> bool:
-        return self._checked is checked and checked is not None and checked.indices is indices and not self.is_changing()
+        return (
+            self._checked is checked and checked is not None and checked.indices is indices and not self.is_changing()
+        )
 
     def _examine(self) -> None:
         with LOCK:  # another thread may be changing all this

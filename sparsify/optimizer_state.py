@@ -66,20 +66,21 @@ def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], 
     Args:
         lengths: values of sparse layers -> the length of their buffers in `state_dict`.
     """
-    for key, kind in ("state", Mapping), ("param_groups", (list, tuple)):
-        if not isinstance(state_dict.get(key), kind):
-            raise ValueError(f"state_dict[{key!r}] must be there, got {type(state_dict.get(key)).__name__}.")
-    theirs, ours = state_dict["param_groups"], optimizer.param_groups
+    theirs, ours, states = state_dict.get("param_groups"), optimizer.param_groups, state_dict.get("state")
+    if not isinstance(theirs, (list, tuple)):
+        raise ValueError(f"state_dict['param_groups'] must be a list, got {type(theirs).__name__}.")
+    if not isinstance(states, Mapping):
+        raise ValueError(f"state_dict['state'] must be a dict, got {type(states).__name__}.")
     sizes = [len(group["params"]) if isinstance(group, Mapping) and "params" in group else None for group in theirs]
     if sizes != [len(group["params"]) for group in ours]:
         raise ValueError(
-            f"state_dict['param_groups'] must have groups of {[len(group['params']) for group in ours]} parameters, got "
-            f"{sizes}."
+            f"state_dict['param_groups'] must have {[len(group['params']) for group in ours]} parameters, got {sizes}."
         )
     if isinstance(optimizer, LBFGS):
         return  # one history for all parameters
-    pairs = [pair for group, own in zip(theirs, ours, strict=True) for pair in zip(group["params"], own["params"])]
-    entries = {key: state_dict["state"].get(key, {}) for key, _ in pairs}
+    keys = [key for group in theirs for key in group["params"]]
+    pairs = list(zip(keys, [parameter for group in ours for parameter in group["params"]], strict=True))
+    entries = {key: states.get(key, {}) for key in keys}
     for key, entry in entries.items():
         if not isinstance(entry, Mapping):
             raise ValueError(f"state_dict['state'][{key!r}] must be a dict, got {type(entry).__name__}.")
@@ -92,7 +93,9 @@ def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], 
                 fits = buffer.shape == (nnz,) or (buffer.numel() == 1 and name not in vectors)
                 if buffer.layout != torch.strided or buffer.is_meta or not fits:
                     kind = f"{buffer.dtype} {tuple(buffer.shape)} of layout {buffer.layout} on {buffer.device}"
-                    raise ValueError(f"{where} must be a number or a vector of the layer's {nnz} connections, got {kind}.")
+                    raise ValueError(
+                        f"{where} must be a number or a vector of the layer's {nnz} connections, got {kind}."
+                    )
             elif name in vectors and not (buffer is None and name == "momentum_buffer"):  # which SGD may have or not
                 raise ValueError(f"{where} must be a tensor, got {type(buffer).__name__}.")
 

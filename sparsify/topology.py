@@ -189,7 +189,7 @@ def check_flat(flat: Tensor, shape: Shape) -> None:
 
 
 def check_vector(name: str, vector: object, dtypes: Collection[torch.dtype]) -> None:
-    """Raise ValueError unless `vector` is a one-dimensional tensor of numbers that are there, of one of these dtypes."""
+    """Raise ValueError unless `vector` is a one-dimensional tensor, with numbers in it, of one of these dtypes."""
     kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     if not isinstance(vector, Tensor):
         raise ValueError(f"{name} must be a vector of {kinds}, got {type(vector).__name__}.")

@@ -14,7 +14,7 @@ from sparsify.evolution.rewire import rewiring, view
 from sparsify.evolution.scopes import lowest_of_each_sign
 from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer
-from sparsify.swap import Change, Swap
+from sparsify.swap import Change, Swap, Swapped
 
 
 def trim(model: nn.Module, drop_fraction: float, optimizer: Optimizer | None = None) -> nn.Module:
@@ -41,7 +41,9 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Optimizer | None = N
     updates = {name: _trimmed(name, layer, drop_fraction) for name, layer in layers.items()}
     averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
     evolver = optimizer._self_evolver if isinstance(optimizer, SparseOptimizer) else None
-    known = {} if evolver is None else {layer: name for name, layer in evolver.layers.items()}
+    known: dict[SparseLinear, str] = {}
+    if evolver is not None:
+        known = {layer: name for name, layer in evolver.layers.items()}
     changes: list[Change] = []
     for name, layer in layers.items():
         if optimizer is not None:
@@ -51,7 +53,8 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Optimizer | None = N
             changes += evolver.rewiring(known[layer], updates[name], nothing, averages[name])
         else:
             changes += rewiring(layer, updates[name], nothing, optimizer, averages=averages[name])
-    owners = [*layers.values(), *chain.from_iterable(averages.values()), *([] if evolver is None else [evolver])]
+    owners: list[Swapped] = [*layers.values(), *chain.from_iterable(averages.values())]
+    owners += [] if evolver is None else [evolver]
     Swap(changes, owners).commit()
     return model
 

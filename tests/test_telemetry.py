@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sparsify import SET, sparsify
 from sparsify.telemetry import PADDING, SIZE, Explored

@@ -179,12 +179,12 @@ int sparsify_level(void) {
   return 0;
 }
 
-// `level`: of the instruction sets, at most sparsify_level(). Returns 1 where memory was lacking, 2 where an index leads
-// out of an array (then the results are left undefined), else 0.
+// `level`: of the instruction sets, at most sparsify_level(). Returns 0, NO_MEMORY, or OUTSIDE where an index leads out of
+// an array; then the results are undefined.
 int sparsify_linear(int level, int real_bytes, int index_bytes, int backward, int64_t out, int64_t in, int64_t batch,
-                    int64_t nnz, int threads, const void *starts, const void *indices, const void *order, const void *values,
-                    const void *bias, const void *x, const void *grad, void *result, void *grad_values,
-                    void *grad_bias) {
+                    int64_t nnz, int threads, const void *starts, const void *indices, const void *order,
+                    const void *values, const void *bias, const void *x, const void *grad, void *result,
+                    void *grad_values, void *grad_bias) {
   static int (*const forms[2][2][LEVELS])(const problem *, int) = {
       {FORMS(float, int32_t), FORMS(float, int64_t)}, {FORMS(double, int32_t), FORMS(double, int64_t)}};
   const problem p = {out,    in,   batch, nnz,  threads, starts,      indices,  order,

@@ -313,9 +313,9 @@ INLINE INDEX NAME(falls)(const INDEX *restrict index, int64_t from, int64_t to) 
   return falls;
 }
 
-// Whether the indices of the rows first..last rise within each row, as positions in the other order do, and lead nowhere
-// outside. Each thread looks at its own share just before it reads it, when it must come into the cache anyway. So no
-// product leaves its arrays, whoever wrote the indices.
+// Whether the indices of the rows first..last rise within each row, as positions in the other order do, and lead
+// nowhere outside. Each thread looks at its own share just before it reads it, when it must come into the cache anyway.
+// So no product leaves its arrays, whoever wrote the indices.
 static int NAME(sound)(const problem *p, int64_t first, int64_t last, int64_t features) {
   const INDEX *restrict starts = p->starts, *restrict indices = p->indices, *restrict order = p->order;
   const INDEX nnz = (INDEX)p->nnz;
