@@ -136,7 +136,7 @@ def sparsify(
         if optimizer is not None:
             surgery.replace_parameters(optimizer, pieces, allocated, undo)
             wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed, targets=targets)
-            undo.callback(wrapped.unhook)
+            undo.callback(wrapped._self_unhook)
         model = replaced.get(model, model)
         loading.watch(model, undo)
         if isinstance(start, Mapping):

@@ -7,11 +7,11 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsify import averaging, optimizer_state, topology
-from sparsify.distributed import SHARDED, Ranks, count_changes, no_pass, standing
+from sparsify.distributed import Ranks, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.evolve import Update, checked_grown_values, evolve
 from sparsify.evolution.progress import Progress, Record
@@ -21,8 +21,12 @@ from sparsify.kernels import Recorder
 from sparsify.linear import SparseLinear
 from sparsify.matrix import SparseMatrix
 from sparsify.optimizer_state import GrownState
+from sparsify.parameters import check_held, check_unchanged
 from sparsify.swap import Change, Swap, Swapped, settle
 from sparsify.telemetry import Explored
+
+NO_TOPOLOGY = (0, 0)
+"""The digest of a topology that no layer has."""
 
 
 class Evolver:
@@ -51,7 +55,7 @@ class Evolver:
         seed: int,
         targets: Mapping[str, int],
     ) -> None:
-        _check_held(optimizer, layers)
+        check_held(optimizer, layers)
         self.optimizer, self.layers, self.algorithm, self.grown_state = optimizer, dict(layers), algorithm, grown_state
         self.parameters = {name: layer.values for name, layer in layers.items()}
         self.progress = Progress(
@@ -69,7 +73,7 @@ class Evolver:
     def begin_step(self) -> None:
         """Before the optimizer steps: its buffers must belong to the topologies, and all ranks must begin alike."""
         self._prepare()
-        stale = self._stale()
+        stale = self.stale()
         if stale:
             had_any = self._have_state(stale)
             afresh = [optimizer_state.afresh(self.optimizer, self.parameters[name]) for name in stale]
@@ -94,7 +98,7 @@ class Evolver:
         ready = self._ready()
         if not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
-        had_any = self._have_state(name for name in self._stale() if name in ready)
+        had_any = self._have_state(name for name in self.stale() if name in ready)
         record = self._evolve(ready)
         _say_afresh(had_any)
         return record
@@ -134,9 +138,9 @@ class Evolver:
     def _evolve(self, ready: Mapping[str, Passes], due: bool | None = None) -> Record:
         """Drop and grow: everything is prepared, and then carried out as a whole."""
         algorithm, progress, ranks = self.algorithm, self.progress, self.ranks
-        _check_unchanged(self.layers, self.parameters)
+        check_unchanged(self.layers, self.parameters)
         layers = {name: self.layers[name] for name in ready}
-        views, surplus, stale = [], [], self._stale()
+        views, surplus, stale = [], [], self.stale()
         averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
         for name, layer in layers.items():
             if name not in stale:
@@ -153,15 +157,22 @@ class Evolver:
             if any(len(update.flat) != update.old_nnz for update in updates.values()):
                 raise count_changes(algorithm)
         record, noting = progress.noting(fraction, updates, due)
-        changes = [self.rewiring(name, update, grown[name], averages[name]) for name, update in updates.items()]
+        changes = [
+            self.rewiring(name, update, grown[name], averages[name], name in stale) for name, update in updates.items()
+        ]
         owners: list[Swapped] = [self, *layers.values(), *chain.from_iterable(averages.values())]
         Swap([*chain.from_iterable(changes), noting], owners).commit()
         return record
 
-    def rewiring(self, name: str, update: Update, grown: Tensor, averages: Sequence[SparseMatrix]) -> Iterator[Change]:
-        """Prepare to carry out `update` of a layer, with its optimizer state; nothing is changed yet."""
+    def rewiring(
+        self, name: str, update: Update, grown: Tensor, averages: Sequence[SparseMatrix], stale: bool
+    ) -> Iterator[Change]:
+        """Prepare to carry out `update` of a layer, with its optimizer state; nothing is changed yet.
+
+        Args:
+            stale: whether that state belongs to another topology; then it starts afresh.
+        """
         layer, optimizer = self.layers[name], self.optimizer
-        stale = name in self._stale()
         yield from rewiring(layer, update, grown, None if stale else optimizer, self.grown_state, averages)
         if stale:
             yield optimizer_state.afresh(optimizer, layer.values, len(update.flat))
@@ -173,10 +184,10 @@ class Evolver:
     def _meet(self) -> None:
         """Once before the first step, and once after loading: check the optimizer, and that all ranks begin alike."""
         ranks, progress = self.ranks, self.progress
-        _check_unchanged(self.layers, self.parameters)
+        check_unchanged(self.layers, self.parameters)
         for name, values in self.parameters.items():
             if not optimizer_state.fits(self.optimizer, values):
-                self.topologies.pop(name, None)
+                self.topologies[name] = NO_TOPOLOGY
         if ranks.group is not None:
             if self.algorithm.surplus is not None:
                 raise count_changes(self.algorithm)
@@ -273,9 +284,9 @@ class Evolver:
         """The rules and schedules that have state of their own, as a user's may; ours have none."""
         return [(name, part) for name, part in vars(self.algorithm).items() if hasattr(part, "load_state_dict")]
 
-    def _stale(self) -> list[str]:
+    def stale(self) -> list[str]:
         """The layers whose topology was replaced under their optimizer state (`load_state_dict`, `trim`)."""
-        return [name for name, layer in self.layers.items() if self.topologies.get(name) != layer.digest]
+        return [name for name, layer in self.layers.items() if self.topologies[name] != layer.digest]
 
     def _have_state(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if optimizer_state.has_any(self.optimizer, self.parameters[name])]
@@ -288,32 +299,3 @@ def _say_afresh(names: Sequence[str]) -> None:
             "starts afresh. To resume training, load model and optimizer from the same checkpoint.",
             stacklevel=5,
         )
-
-
-def _check_unchanged(layers: Mapping[str, SparseLinear], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise unless the values of every layer are still the parameter that they were."""
-    for name, layer in layers.items():
-        values = layer._parameters.get("values")
-        if type(values).__name__ == "DTensor":
-            raise TypeError(f"values must be whole on every rank, got a DTensor in layer {name!r}: {SHARDED}")
-        if values is not parameters[name]:
-            raise ValueError(
-                f"values must stay the parameter that sparsify() made, got another in layer {name!r}. Undo what has "
-                "replaced it (pruning, parametrization, an assignment), or write the new values into the old one. "
-                f"If it was sharded: {SHARDED}"
-            )
-        if values.untyped_storage().nbytes() < values.nbytes:
-            raise ValueError(f"values must be in memory, got those of layer {name!r} without: its storage was freed.")
-
-
-def _check_held(optimizer: Optimizer, layers: Mapping[str, SparseLinear]) -> None:
-    """Raise unless `optimizer` holds the values of every layer, whole."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for name, layer in layers.items():
-        if type(layer.values).__name__ == "DTensor":
-            raise TypeError(f"values must be whole on every rank, got a DTensor in layer {name!r}: {SHARDED}")
-        if id(layer.values) not in held:
-            raise ValueError(
-                f"optimizer must hold the values of every sparse layer, got none of layer {name!r}. If they were "
-                f"replaced after sparsify(): {SHARDED}"
-            )

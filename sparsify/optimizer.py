@@ -156,7 +156,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         plain["param_groups"] = [{key: option for key, option in group.items() if key != KEY} for group in groups]
         evolver.load_state_dict(own, partial(optimizer.load_state_dict, plain))
 
-    def unhook(self) -> None:
+    def _self_unhook(self) -> None:
         """Let the wrapped optimizer step as it did before it was wrapped."""
         self._self_hooks.close()
 

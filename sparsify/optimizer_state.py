@@ -79,6 +79,8 @@ def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], 
     if isinstance(optimizer, LBFGS):
         return  # one history for all parameters
     keys = [key for group in theirs for key in group["params"]]
+    if odd := [key for key in keys if not isinstance(key, (int, str))]:
+        raise ValueError(f"state_dict['param_groups'] must name parameters by numbers or names, got {odd[0]!r}.")
     pairs = list(zip(keys, [parameter for group in ours for parameter in group["params"]], strict=True))
     entries = {key: states.get(key, {}) for key in keys}
     for key, entry in entries.items():

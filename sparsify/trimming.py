@@ -50,7 +50,8 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Optimizer | None = N
             optimizer_state.check_elementwise(optimizer, layer.values, name)
         nothing = layer.values.detach()[:0]
         if evolver is not None and layer in known:
-            changes += evolver.rewiring(known[layer], updates[name], nothing, averages[name])
+            stale = known[layer] in evolver.stale()
+            changes += evolver.rewiring(known[layer], updates[name], nothing, averages[name], stale)
         else:
             changes += rewiring(layer, updates[name], nothing, optimizer, averages=averages[name])
     owners: list[Swapped] = [*layers.values(), *chain.from_iterable(averages.values())]
