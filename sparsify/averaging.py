@@ -42,6 +42,7 @@ _copies: "WeakKeyDictionary[SparseMatrix, WeakKeyDictionary[SparseMatrix, _Copy]
 def copied(original: "SparseMatrix", copy: "SparseMatrix") -> None:
     """`copy` is a deep copy of `original`."""
     with LOCK:
+        original.was_copied = True
         _copies.setdefault(original, WeakKeyDictionary())[copy] = _Copy(fingerprint(copy.values))
     if copy.values.requires_grad:
         copy.values.register_post_accumulate_grad_hook(partial(_trained, ref(copy)))  # type: ignore[no-untyped-call]
@@ -133,6 +134,8 @@ def _same_topology(one: "SparseMatrix", other: "SparseMatrix") -> bool:
 
 
 def _copies_of(layer: "SparseMatrix") -> list[tuple["SparseMatrix", _Copy]]:
+    if not layer.was_copied:
+        return []
     with LOCK:
         return list(_copies.get(layer, {}).items())
 

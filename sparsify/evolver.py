@@ -286,7 +286,7 @@ class Evolver:
 
     def stale(self) -> list[str]:
         """The layers whose topology was replaced under their optimizer state (`load_state_dict`, `trim`)."""
-        return [name for name, layer in self.layers.items() if self.topologies[name] != layer.digest]
+        return [name for name, layer in self.layers.items() if layer.digest != self.topologies[name]]
 
     def _have_state(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if optimizer_state.has_any(self.optimizer, self.parameters[name])]

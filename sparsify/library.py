@@ -49,40 +49,44 @@ LIBRARY = _load()
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Call a function of the library: the one gate between Python and C. Tensors are passed by address.
+    """Call a function of the library. Tensors are passed by address.
 
     Raises:
         TypeError: a tensor is not plain memory, for which an address could stand.
         ValueError: indices lead out of the arrays that they are indices of.
         MemoryError: it could not allocate what it needs.
     """
-    storages: list[object] = []  # which another thread may put others in the place of, meanwhile
-    status = getattr(LIBRARY, name)(*[address(a, storages) if isinstance(a, Tensor) else a for a in arguments])
+    held: list[object] = []
+    passed = [address(a, a.nbytes, held) if isinstance(a, Tensor) else a for a in arguments]
+    status = getattr(LIBRARY, name)(*passed)
     if status == OUTSIDE:
         raise ValueError("indices must be a topology of the layer, got some that are unsorted or out of range.")
     if status:
         raise MemoryError(f"no memory for the work space of {name}.")
 
 
-def address(tensor: Tensor, storages: list[object]) -> int:
-    """The address of a tensor that is plain memory: on the CPU, strided, contiguous, and really there.
+def address(tensor: Tensor, size: int, held: list[object]) -> int:
+    """The one gate between Python and C: the address of a tensor that is plain memory of at least `size` bytes.
 
     Args:
-        storages: gets what must stay alive as long as the address is used.
+        tensor: on the CPU, strided and contiguous.
+        size: in bytes, of what will be read or written there.
+        held: gets what must stay alive as long as the address is used: another thread may replace a tensor's memory.
     Raises:
-        TypeError: it is not: a traced, fake, functional or wrapped one, one that is to be negated when it is read, one
-            of another layout or device, or one whose storage was freed.
+        TypeError: it is traced, fake, functional, a wrapper, to be negated when it is read, of another layout or
+            device, too short, or its storage was freed.
     """
     known = type(tensor) in KINDS and tensor.is_cpu and not tensor.is_neg()  # a short cut; `data_ptr` refuses the rest
     if (known or is_plain(tensor)) and tensor.is_contiguous():
         storage = tensor.untyped_storage()
         pointer = tensor.data_ptr()
-        if (pointer and storage.nbytes() >= tensor.nbytes) or not tensor.nbytes:
-            storages.append(storage)
+        if not size or (pointer and storage.data_ptr() + storage.nbytes() >= pointer + size):
+            held.append(storage)
             return pointer
     raise TypeError(
-        f"tensor must be plain, contiguous memory on the CPU, got {type(tensor).__name__} {tuple(tensor.shape)} with "
-        f"the dispatch keys {torch._C._dispatch_keys(tensor)}."
+        f"tensor must be plain, contiguous memory of {size} bytes on the CPU, got {type(tensor).__name__} "
+        f"{tuple(tensor.shape)} of {tensor.dtype} with the dispatch keys {torch._C._dispatch_keys(tensor)}, or one "
+        "whose storage was freed."
     )
 
 

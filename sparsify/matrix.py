@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import averaging, checkpoint, topology
+from sparsify.kernels.operands import is_traced
 from sparsify.swap import LOCK, Change, Swap, settle
 from sparsify.topology import Digest, Indices, Shape
 
 DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
+
+FLEETING = ("swap", "was_copied", "_checked")
+"""Attributes that a copy does not take along."""
 
 
 class Checked(NamedTuple):
@@ -50,15 +54,17 @@ class SparseMatrix(nn.Module):
     csc_row: Tensor
     csc_order: Tensor
     transposed: bool = False
+    was_copied: bool = False
     swap: Swap | None = None
     _checked: Checked | None = None
 
     def __init__(self, shape: Shape, flat: Tensor, values: Tensor) -> None:
         super().__init__()
         self.out_features, self.in_features = shape
+        indices = topology.index(flat, shape)
         _check_values(values, len(flat))
         self.values = nn.Parameter(values)
-        for name, index in topology.index(flat, shape)._asdict().items():
+        for name, index in indices._asdict().items():
             self.register_buffer(name, index, persistent=name not in DERIVED)
         self._trust(topology.digest(flat))
 
@@ -72,7 +78,7 @@ class SparseMatrix(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self)
-        return {name: value for name, value in self.__dict__.items() if name not in ("swap", "_checked")}
+        return {name: value for name, value in self.__dict__.items() if name not in FLEETING}
 
     @property
     def shape(self) -> Shape:
@@ -93,7 +99,8 @@ class SparseMatrix(nn.Module):
     @property
     def digest(self) -> Digest:
         """What tells this topology from others."""
-        self.indices()
+        if not self.is_checked():
+            self.indices()
         return self.last_digest
 
     @property
@@ -125,17 +132,18 @@ class SparseMatrix(nn.Module):
 
     def is_checked(self) -> bool:
         """Whether values and index buffers are those that were checked, and nothing else has written to the latter."""
-        checked, held = self._checked, self._buffers
+        checked, held, values = self._checked, self._buffers, self._parameters.get("values")
+        if checked is None or (self.swap is not None and self.is_changing()):
+            return False
+        crow, col, ccol, csc_row, csc_order = checked.indices
         return (
-            checked is not None
-            and not self.is_changing()
-            and held["crow"] is checked.indices.crow
-            and held["col"] is checked.indices.col
-            and held["ccol"] is checked.indices.ccol
-            and held["csc_row"] is checked.indices.csc_row
-            and held["csc_order"] is checked.indices.csc_order
+            held["crow"] is crow
+            and held["col"] is col
+            and held["ccol"] is ccol
+            and held["csc_row"] is csc_row
+            and held["csc_order"] is csc_order
             and _writes(checked.indices) == checked.writes
-            and (torch._C._get_tracing_state() is not None or self.values.shape == checked.indices.col.shape)
+            and (is_traced() or (self.values if values is None else values).numel() == col.numel())
         )
 
     def is_changing(self) -> bool:
@@ -147,22 +155,21 @@ class SparseMatrix(nn.Module):
         if torch.compiler.is_compiling():
             return product(self._held())
         while True:
-            indices, checked = self.indices(), self._checked
-            if not topology.holds_numbers(self.values):
-                return product(indices)
+            indices = self.indices()
             try:
                 result = product(indices)
             except Exception:
-                if self._stays(checked, indices):
+                if self._still_has(indices):
                     raise
             else:
-                if self._stays(checked, indices):
+                if self._still_has(indices):
                     return result
 
-    def _stays(self, checked: Checked | None, indices: Indices) -> bool:
-        return (
-            self._checked is checked and checked is not None and checked.indices is indices and not self.is_changing()
-        )
+    def _still_has(self, indices: Indices) -> bool:
+        checked = self._checked
+        if checked is not None and checked.indices is indices:
+            return self.swap is None or not self.is_changing()
+        return not topology.holds_numbers(self.values)  # where there is nothing to check, and nothing that changes
 
     def _examine(self) -> None:
         with LOCK:  # another thread may be changing all this
@@ -193,7 +200,7 @@ class SparseMatrix(nn.Module):
                 self._buffers[name] = index
 
     def _trust(self, digest: Digest) -> None:
-        indices = self._held()
+        indices = topology.located(self._held())
         self._checked = Checked(indices, _writes(indices), digest)
 
     def to_dense(self) -> Tensor:
@@ -227,11 +234,11 @@ class SparseMatrix(nn.Module):
                 "values must be the layer's own parameter, got them computed from others. Undo what has replaced them "
                 "(pruning, parametrization) before the topology changes."
             )
-        _check_values(values, len(flat))
-        values = values.detach().to(parameter).contiguous()
-        if grad is not None:
-            _check_values(grad, len(flat))
+        topology.check_vector("flat", flat, (torch.int64,))
         indices, digest = topology.index(flat.to(parameter.device), self.shape), topology.digest(flat)
+        for vector in (values,) if grad is None else (values, grad):
+            _check_values(vector, len(flat))
+        values = values.detach().to(parameter).contiguous()
         return partial(self._replace, parameter, indices, digest, values, grad)
 
     def _replace(
@@ -288,12 +295,16 @@ class SparseMatrix(nn.Module):
 
 def _writes(indices: Indices) -> int:
     """Rises with every write to the buffers; not in inference mode."""
+    crow, col, ccol, csc_row, csc_order = indices
     try:
-        return sum([index._version for index in indices])
+        return crow._version + col._version + ccol._version + csc_row._version + csc_order._version
     except RuntimeError:  # tensors that were made there have no version
         return -1
 
 
-def _check_values(values: Tensor, nnz: int) -> None:
+def _check_values(values: object, nnz: int) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"values must be a tensor of floating-point numbers, got {kind}.")
     if tuple(values.shape) != (nnz,):
         raise ValueError(f"values must be one for each of the {nnz} connections, got {tuple(values.shape)}.")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from types import CodeType, FrameType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 KEY = "sparsify"
 """Of what evolution needs, in an optimizer's state dict."""
-
-_Step = tuple[int, int, CodeType]
-"""A call of an optimizer's `step()`: how deep in the stack its frame is, and which it is."""
 
 
 class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -70,8 +67,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         optimizer = evolver.optimizer
         super().__init__(optimizer)
         self._self_evolver = evolver
-        self._self_open: list[_Step] = []
-        self._self_in_vain = False
+        self._self_calls = _Calls()
         # A compiled step() calls these as they are: traced, evolution would fall into dozens of graphs.
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         after.of_sparsify = True
@@ -161,16 +157,17 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_hooks.close()
 
     def _before_step(self, *_: Any) -> None:
-        optimizer = self.__wrapped__
-        self._self_in_vain = not optimizer.state and _changes_nothing(optimizer)
+        optimizer, calls = self.__wrapped__, self._self_calls
+        calls.in_vain = not optimizer.state and _changes_nothing(optimizer)
         self._self_evolver.begin_step()
-        self._self_open = _still_open(self._self_open)
+        calls.begin()
 
     def _after_step(self, *_: Any) -> None:
-        self._self_open = self._self_open[:-1]
+        calls = self._self_calls
+        del calls.running[-1:]
         found_inf = getattr(self.__wrapped__, "found_inf", None)  # a fused optimizer under GradScaler steps in vain
-        in_vain = self._self_in_vain or (found_inf is not None and found_inf.item())
-        if not self._self_open and not in_vain:
+        in_vain = calls.in_vain or (found_inf is not None and found_inf.item())
+        if not calls.running and not in_vain:
             self._self_evolver.end_step()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseOptimizer":
@@ -215,21 +212,34 @@ def _changes_nothing(optimizer: Optimizer) -> bool:
     return bool(grads) and not any(grad.any() for grad in grads)
 
 
-def _still_open(steps: list[_Step]) -> list[_Step]:
-    """The calls of `step()` that are under way, with the one that calls its hook just now.
+class _Calls:
+    """The calls of an optimizer's `step()` that are under way.
 
-    A subclass whose `step()` calls `super().step()` runs the hooks of both, and only the outermost is a step. What an
-    exception has ended is not on the stack any more.
+    A subclass whose `step()` calls `super().step()` runs the hooks of both, and only the outermost is a step.
+
+    running: their frames, the outermost first.
+    in_vain: whether this step changes no parameter, and does not count.
     """
-    stack: list[FrameType] = []
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        if stack or "_dynamo" not in frame.f_code.co_filename:  # which keeps torch.compile out of the hook
-            stack.append(frame)
-        frame = frame.f_back
-    stack.reverse()
-    found = [(depth, id(frame), frame.f_code) for depth, frame in enumerate(stack)]
-    return [step for step in steps if step in found[:-1]] + found[-1:]
+
+    def __init__(self) -> None:
+        self.running: list[FrameType] = []
+        self.in_vain = False
+
+    def begin(self) -> None:
+        """A `step()` has called its hook, which calls this."""
+        frame = sys._getframe(2)
+        while "_dynamo" in frame.f_code.co_filename and frame.f_back is not None:  # keeps torch.compile out of the hook
+            frame = frame.f_back
+        if self.running:  # or an exception has ended them
+            self.running = [outer for outer in self.running if _is_running(outer)]
+        self.running.append(frame)
+
+
+def _is_running(frame: FrameType) -> bool:
+    running: FrameType | None = sys._getframe(1)
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is frame
 
 
 def _rebuild(evolver: Evolver) -> SparseOptimizer:

@@ -34,6 +34,24 @@ class Indices(NamedTuple):
     csc_order: Tensor
 
 
+class Located(Indices):
+    """Indices whose addresses are known to be those of plain memory.
+
+    addresses: in the order of the indices.
+    """
+
+    addresses: tuple[int, ...]
+
+
+def located(indices: Indices) -> Indices:
+    """The same, `Located` where the compiled library can read them."""
+    if not all(native(index) and index.is_contiguous() for index in indices):
+        return indices
+    found = Located(*indices)
+    found.addresses = tuple(library.address(index, index.nbytes, []) for index in indices)
+    return found
+
+
 def generator(*key: object) -> torch.Generator:
     """A CPU generator seeded by `key`, the same in every process, whatever happened before."""
     return torch.Generator("cpu").manual_seed(random.Random("/".join(map(str, key))).getrandbits(32))
@@ -84,6 +102,8 @@ def sample_outside(flat: Tensor, total: int, count: int, generator: torch.Genera
 
 def places_of_ranks(flat: Tensor, rank: Tensor) -> Tensor:
     """The inactive places of these ranks: 0 is the first number not in `flat` (both sorted)."""
+    for name, vector in ("flat", flat), ("rank", rank):
+        check_vector(name, vector, (torch.int64,))
     if native(flat):
         place = empty(len(rank))
         call("sparsify_places", flat.contiguous(), len(flat), rank.contiguous(), len(rank), place)
@@ -101,7 +121,17 @@ def merge(flat: Tensor, survives: Tensor, grown: Tensor) -> tuple[Tensor, Tensor
         grown: what comes, sorted, all outside the old topology.
     Returns:
         the new topology, sorted, and for each connection its position in cat([flat, grown]).
+    Raises:
+        ValueError: one is not such a vector.
     """
+    for name, vector, dtype in (
+        ("flat", flat, torch.int64),
+        ("survives", survives, torch.bool),
+        ("grown", grown, torch.int64),
+    ):
+        check_vector(name, vector, (dtype,))
+    if len(survives) != len(flat):
+        raise ValueError(f"survives must be of each of the {len(flat)} connections, got {len(survives)}.")
     if native(flat):
         count = int(survives.sum()) + len(grown)
         merged, origin = empty(count), empty(count)
@@ -147,8 +177,9 @@ def index(flat: Tensor, shape: Shape) -> Indices:
     """The indices of a topology.
 
     Raises:
-        ValueError: flat is not sorted and unique, or leaves the shape.
+        ValueError: flat is not a vector of int64, not sorted and unique, or leaves the shape.
     """
+    check_vector("flat", flat, (torch.int64,))
     nnz, device = len(flat), flat.device
     dtype = index_dtype(nnz, shape)
     if native(flat):
@@ -173,6 +204,8 @@ def rows(crow: Tensor, nnz: int) -> Tensor:
 
 def from_csr(crow: Tensor, col: Tensor, shape: Shape) -> Tensor:
     """The flat indices of a topology given as `crow` and `col`, which must be valid."""
+    if len(crow) != shape[0] + 1:
+        raise ValueError(f"crow must have out_features + 1 = {shape[0] + 1} entries, got {len(crow)}.")
     if native(col) and crow.dtype == col.dtype:
         flat = empty(len(col))
         name = f"sparsify_flat_{8 * col.dtype.itemsize}"

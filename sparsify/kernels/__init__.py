@@ -19,6 +19,8 @@ from sparsify.topology import Indices
 
 __all__ = ["SUPPORTED", "Recorder", "available", "gradient_of_values", "linear", "use"]
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias` for a weight of sorted connections; differentiable in input, values and bias.
@@ -27,7 +29,9 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
         input (*, in_features) -> (*, out_features), contiguous; values (nnz,).
     """
     dtype = input.dtype
-    if dtype in (torch.bfloat16, torch.float16):
+    if input.dim() == 2 and dtype not in HALF:
+        return ops.linear(input, values, bias, indices)
+    if dtype in HALF:
         input, values = input.float(), values.float()
         bias = None if bias is None else bias.float()
     output = ops.linear(input.reshape(-1, input.shape[-1]), values, bias, indices)

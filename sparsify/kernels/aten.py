@@ -24,6 +24,7 @@ def serves(values: Tensor) -> bool:
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
+    values = values.detach()  # whose memory stays, whatever another thread puts in its place
     weight = csr_tensor(indices.crow, indices.col, values, (len(indices.crow) - 1, input.shape[1]))
     output = _product(input, weight)
     return output if bias is None else output + bias

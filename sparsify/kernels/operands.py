@@ -17,6 +17,9 @@ SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PLAIN_TYPES = frozenset((Tensor, nn.Parameter))
 
 _dispatch_keys = torch._C._dispatch_keys
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
+_transforms = torch._C._functorch.peek_interpreter_stack
 _PLAIN = _dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
 for _key in DispatchKey.CUDA, DispatchKey.AutogradCUDA, DispatchKey.AutocastCUDA:
     _PLAIN |= DispatchKeySet(_key).raw_repr()
@@ -29,6 +32,25 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in PLAIN_TYPES and not _dispatch_keys(tensor).raw_repr() & _ODD
 
 
+def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
+    """Whether kernels may read these without an operator between. A short cut of `is_plain`, many times a step.
+
+    Args:
+        input, values, other: strided, and on one device.
+    """
+    return (
+        type(input) in PLAIN_TYPES
+        and type(values) in PLAIN_TYPES
+        and (other is None or type(other) in PLAIN_TYPES)
+        and (input.is_cpu or input.is_cuda)
+        and not input.is_neg()
+        and not _dispatch_modes()
+        and _tracing_state() is None
+        and _transforms() is None
+        and forward_ad._current_level < 0
+    )
+
+
 def plain(tensors: Iterable[Tensor | None]) -> list[Any]:
     """The tensors without their subclasses, where these have memory like any other tensor."""
     return [t if t is None or type(t) in PLAIN_TYPES else t.as_subclass(Tensor) for t in tensors]
@@ -36,18 +58,13 @@ def plain(tensors: Iterable[Tensor | None]) -> list[Any]:
 
 def is_traced() -> bool:
     """Whether torch.jit traces: the sizes of tensors are tensors then, and to compare them would warn."""
-    return torch._C._get_tracing_state() is not None
+    return _tracing_state() is not None
 
 
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: they cannot look into operators."""
-    top = torch._C._functorch.peek_interpreter_stack()
+    top = _transforms()
     return (top is not None and top.key() != TransformType.Functionalize) or forward_ad._current_level >= 0
-
-
-def is_watched() -> bool:
-    """Whether something wants to see the operators that run: torch.jit, a TorchDispatchMode, a transform."""
-    return torch._C._len_torch_dispatch_stack() > 0 or is_traced() or is_transformed()
 
 
 def check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:

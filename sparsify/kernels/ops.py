@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparsify.distributed import leave_indices
 from sparsify.kernels import native, operands
 from sparsify.kernels.choice import choose
-from sparsify.kernels.operands import is_plain, is_traced, is_transformed, is_watched
+from sparsify.kernels.operands import is_direct, is_traced, is_transformed
 from sparsify.kernels.recorder import record
 from sparsify.topology import Indices
 
@@ -23,10 +23,12 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
     """`input @ weight.T + bias` for input (batch, in_features); the result is contiguous."""
     if bias is not None and bias.dtype != values.dtype:
         raise TypeError(f"bias must have the dtype of the values, {values.dtype}, got {bias.dtype}.")
+    if input.dtype != values.dtype:
+        raise TypeError(f"input must have the dtype of the values, {values.dtype}, got {input.dtype}.")
     result: Tensor
     if torch.compiler.is_compiling():
         result = _linear(input, values, bias, *indices)
-    elif not is_watched() and is_plain(input) and is_plain(values) and (bias is None or is_plain(bias)):
+    elif is_direct(input, values, bias):
         if torch.is_grad_enabled():  # as the operator, with half its overhead
             result = _Linear.apply(input, values, bias, indices)  # type: ignore[no-untyped-call]
         else:
@@ -50,8 +52,9 @@ def _forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indice
     ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)  # torch's own, in compiled graphs too
     if ddp is not None:
         leave_indices(ddp)
+    if bias is not None and bias.numel() != indices.crow.numel() - 1:
+        raise ValueError(f"bias must be ({indices.crow.numel() - 1},), got {tuple(bias.shape)}.")
     bias = None if bias is None else bias.contiguous()
-    values = values.detach()  # so that its memory stays, whatever another thread puts in its place
     result: Tensor = choose(values).forward(input.contiguous(), values.contiguous(), bias, indices)
     return result
 
@@ -79,9 +82,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, values = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if torch.compiler.is_compiling() or is_watched() or not (is_plain(grad) and is_plain(input)):
-            return *_gradients(_linear_backward, grad, input, values, ctx.indices, needs), None
-        return *_backward(ctx.kernel, grad, input, values, ctx.indices, needs), None
+        if is_direct(grad, input, values) and not torch.compiler.is_compiling():
+            return *_backward(ctx.kernel, grad, input, values, ctx.indices, needs), None
+        return *_gradients(_linear_backward, grad, input, values, ctx.indices, needs), None
 
 
 def _check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:

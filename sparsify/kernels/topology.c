@@ -135,7 +135,7 @@ int sparsify_merge(const int64_t *flat, const uint8_t *survives, int64_t nnz, co
   int64_t *kept = origin + count, last = 0, k = 0, g = 0;  // read from the end of what is written from the start
   for (int64_t e = 0; e < nnz && last < n - count; e++) {
     kept[last] = e;
-    last += survives[e];
+    last += survives[e] != 0;
   }
   while (k < last && g < count) {
     const int64_t old = kept[k], a = flat[old], b = grown[g];

@@ -22,6 +22,7 @@ def serves(values: Tensor) -> bool:
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
+    values = values.detach()  # whose memory stays, whatever another thread puts in its place
     output = _product(indices.crow, indices.col, values, input)
     return output if bias is None else output + bias
 
