@@ -214,7 +214,7 @@ class SparseLinear(SparseMatrix):
 
     def _map(self, input: Tensor, indices: Indices) -> Tensor:
         parameters = self._parameters  # to ask nn.Module for these takes half a microsecond each
-        values = parameters["values"] if "values" in parameters else self.values
+        values: Tensor = parameters["values"] if "values" in parameters else self.values  # type: ignore[assignment]
         bias = parameters["bias"] if "bias" in parameters else self.bias
         device = input.device
         if input.layout is not torch.strided or input.is_nested:

@@ -37,10 +37,10 @@ class Indices(NamedTuple):
 class Located(Indices):
     """Indices whose addresses are known to be those of plain memory.
 
-    addresses: in the order of the indices.
+    addresses: in the order of the indices; none where PyTorch has copied the tuple.
     """
 
-    addresses: tuple[int, ...]
+    addresses: tuple[int, ...] = ()
 
 
 def located(indices: Indices) -> Indices:

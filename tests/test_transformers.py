@@ -215,5 +215,5 @@ def test_a_conv1d_becomes_a_sparse_layer_that_computes_the_same():
     with pytest.warns(UserWarning, match="of their magnitude was left out"):
         model.load_state_dict(nn.Sequential(other).state_dict())
     assert torch.equal(layer.values, other.weight.t().flatten()[flat])
-    with pytest.raises(RuntimeError, match=r"weight must be \(12, 8\), got \(8, 12\)"):
+    with pytest.raises(RuntimeError, match=r"0.weight must be \(8, 12\), got \(12, 8\)"):
         model.load_state_dict({"0.weight": torch.zeros(12, 8), "0.bias": torch.zeros(12)})

@@ -73,7 +73,7 @@ def _call(
 def _csr(indices: Indices, outs: int, ins: int, nnz: int, held: list[object]) -> tuple[int, int, None]:
     """Addresses of the indices that the forward product reads."""
     crow, col, *_ = indices
-    if type(indices) is Located:
+    if type(indices) is Located and indices.addresses:
         at_crow, at_col, *_ = indices.addresses
         if crow.data_ptr() == at_crow and col.data_ptr() == at_col:
             return at_crow, at_col, None
@@ -83,7 +83,7 @@ def _csr(indices: Indices, outs: int, ins: int, nnz: int, held: list[object]) ->
 def _csc(indices: Indices, outs: int, ins: int, nnz: int, held: list[object]) -> tuple[int, int, int]:
     """Addresses of the indices that the backward products read."""
     _, _, ccol, csc_row, csc_order = indices
-    if type(indices) is Located:
+    if type(indices) is Located and indices.addresses:
         _, _, at_ccol, at_row, at_order = indices.addresses
         if ccol.data_ptr() == at_ccol and csc_row.data_ptr() == at_row and csc_order.data_ptr() == at_order:
             return at_ccol, at_row, at_order

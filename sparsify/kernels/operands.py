@@ -43,7 +43,7 @@ def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
         and type(values) in PLAIN_TYPES
         and (other is None or type(other) in PLAIN_TYPES)
         and (input.is_cpu or input.is_cuda)
-        and not input.is_neg()
+        and not (input.is_neg() or values.is_neg() or (other is not None and other.is_neg()))
         and not _dispatch_modes()
         and _tracing_state() is None
         and _transforms() is None
