@@ -214,8 +214,9 @@ class SparseLinear(SparseMatrix):
 
     def _map(self, input: Tensor, indices: Indices) -> Tensor:
         parameters = self._parameters  # to ask nn.Module for these takes half a microsecond each
-        values: Tensor = parameters["values"] if "values" in parameters else self.values  # type: ignore[assignment]
-        bias = parameters["bias"] if "bias" in parameters else self.bias
+        values: Tensor = parameters.get("values")  # type: ignore[assignment]
+        values = self.values if values is None else values
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  (it need not be asked)
         device = input.device
         if input.layout is not torch.strided or input.is_nested:
             kind = "a nested one" if input.is_nested else input.layout
