@@ -1,5 +1,6 @@
 """`trim`: connections dropped for good, with nothing grown in their place."""
 
+from collections.abc import Mapping
 from itertools import chain
 
 from torch import nn
@@ -31,27 +32,30 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Optimizer | None = N
         the model.
     Raises:
         ValueError: drop_fraction is outside [0, 1], or the model holds no sparse layer. Nothing is changed.
-        TypeError: the optimizer holds state that is not elementwise. Nothing is changed.
+        TypeError: the optimizer is none, or holds state that is not elementwise. Nothing is changed.
     Source: Mocanu et al. 2018, algorithm 1, last step.
     """
     check_fraction(drop_fraction)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}.")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     if not layers:
         raise ValueError("model must hold a SparseLinear, got none. Make it sparse first: sparsify(model, ...).")
+    evolver = optimizer._self_evolver if isinstance(optimizer, SparseOptimizer) else None
+    if evolver is not None:
+        evolver.check_whole()
     updates = {name: _trimmed(name, layer, drop_fraction) for name, layer in layers.items()}
     averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
-    evolver = optimizer._self_evolver if isinstance(optimizer, SparseOptimizer) else None
-    known: dict[SparseLinear, str] = {}
-    if evolver is not None:
-        known = {layer: name for name, layer in evolver.layers.items()}
+    known: Mapping[str, SparseLinear] = {} if evolver is None else evolver.layers
+    names = {id(layer): name for name, layer in known.items()}
+    stale: list[str] = [] if evolver is None else evolver.stale()
     changes: list[Change] = []
     for name, layer in layers.items():
-        if optimizer is not None:
+        theirs, nothing = names.get(id(layer)), layer.values.detach()[:0]
+        if optimizer is not None and theirs not in stale:
             optimizer_state.check_elementwise(optimizer, layer.values, name)
-        nothing = layer.values.detach()[:0]
-        if evolver is not None and layer in known:
-            stale = known[layer] in evolver.stale()
-            changes += evolver.rewiring(known[layer], updates[name], nothing, averages[name], stale)
+        if evolver is not None and theirs is not None:
+            changes += evolver.rewiring(theirs, updates[name], nothing, averages[name], theirs in stale)
         else:
             changes += rewiring(layer, updates[name], nothing, optimizer, averages=averages[name])
     owners: list[Swapped] = [*layers.values(), *chain.from_iterable(averages.values())]

@@ -77,6 +77,15 @@ def trained_of(*sizes):
     return sparsify(mlp(*sizes), None, 0.3)[0].state_dict()
 
 
+def test_trimmed_twice_first_without_the_optimizer_and_then_with_it():
+    model, optimizer = trained()
+    trim(model, 0.1)
+    trim(model, 0.1, optimizer)
+    for layer in model[0], model[2]:
+        assert optimizer.state[layer.values]["momentum_buffer"].tolist() == [0.0] * layer.nnz
+    train(model, optimizer, 10, 14)
+
+
 def test_an_optimizer_is_not_wrapped_twice():
     model, optimizer = trained()
     sgd, before = optimizer.__wrapped__, snapshot(model, optimizer)

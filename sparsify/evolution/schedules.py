@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable
 from functools import partial
 
+from sparsify.evolution.view import check_count, check_share
+
 Schedule = Callable[[int], float]
 """optimizer step -> value."""
 
@@ -62,9 +64,7 @@ def coin(probability: float, seed: int = 0) -> Callable[[int], bool]:
     Raises:
         ValueError: probability is outside [0, 1].
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must be in [0, 1], got {probability}.")
-    return partial(_heads, probability, seed)
+    return partial(_heads, check_share("probability", probability), seed)
 
 
 def _line(start: float, end: float, steps: int, step: int) -> float:
@@ -84,6 +84,5 @@ def _heads(probability: float, seed: int, step: int) -> bool:
 
 
 def _checked(steps: int) -> int:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    check_count("steps", steps, 1, " of optimizer steps")
     return steps
