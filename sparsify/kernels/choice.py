@@ -50,6 +50,8 @@ def choose(values: Tensor) -> ModuleType:
             kind = f"{values.dtype} on {values.device}"
             raise RuntimeError(f"kernels {forced!r}, which were asked for, do not serve {kind}.")
         return KERNELS[forced]
+    if native.serves(values):
+        return native
     on_cpu = values.device.type == "cpu"
     names = KERNELS if on_cpu else reversed(KERNELS)
     name = next(name for name in names if KERNELS[name].serves(values))

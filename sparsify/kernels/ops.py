@@ -32,7 +32,7 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
         if torch.is_grad_enabled():  # as the operator, with half its overhead
             result = _Linear.apply(input, values, bias, indices)  # type: ignore[no-untyped-call]
         else:
-            result = _forward(input, values, bias, indices)
+            result = _forward(choose(values), input, values, bias, indices)
     elif is_transformed():
         result = _Transformed.apply(input, values, bias, *indices)  # type: ignore[no-untyped-call]
     elif _is_exported_to_onnx():
@@ -48,14 +48,14 @@ def _is_exported_to_onnx() -> bool:
     return onnx is not None and is_traced() and bool(onnx.is_in_onnx_export())
 
 
-def _forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
+def _forward(kernel: ModuleType, input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)  # torch's own, in compiled graphs too
     if ddp is not None:
         leave_indices(ddp)
     if bias is not None and bias.numel() != indices.crow.numel() - 1:
         raise ValueError(f"bias must be ({indices.crow.numel() - 1},), got {tuple(bias.shape)}.")
     bias = None if bias is None else bias.contiguous()
-    result: Tensor = choose(values).forward(input.contiguous(), values.contiguous(), bias, indices)
+    result: Tensor = kernel.forward(input.contiguous(), values.contiguous(), bias, indices)
     return result
 
 
@@ -75,14 +75,14 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(input, values)
         ctx.kernel = choose(values)
         ctx.indices = indices  # an evolution in between changes the values too, which autograd notices
-        return _forward(input, values, bias, indices)
+        return _forward(ctx.kernel, input, values, bias, indices)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, values = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if is_direct(grad, input, values) and not torch.compiler.is_compiling():
+        if is_direct(grad, values, None) and not torch.compiler.is_compiling():  # input was, when it came
             return *_backward(ctx.kernel, grad, input, values, ctx.indices, needs), None
         return *_gradients(_linear_backward, grad, input, values, ctx.indices, needs), None
 
@@ -108,7 +108,7 @@ def _linear(
     input, values, bias, *index = operands.plain((input, values, bias, crow, col, ccol, csc_row, csc_order))
     indices = Indices(*index)
     _check(indices, input, values, bias=bias)
-    return _forward(input, values, bias, indices)
+    return _forward(choose(values), input, values, bias, indices)
 
 
 @_linear.register_fake
