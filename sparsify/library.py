@@ -1,10 +1,12 @@
 """The compiled library: finds and loads it, and declares what it holds."""
 
 import ctypes
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor, get_num_threads, nn
+from torch.autograd.graph import increment_version
 
 KINDS = frozenset((Tensor, nn.Parameter, nn.Buffer))
 """Classes of tensors that leave everything to PyTorch: others may hold their numbers elsewhere."""
@@ -39,6 +41,7 @@ def _load() -> ctypes.CDLL | None:
         getattr(library, f"sparsify_flat_{bits}").argtypes = [pointer, pointer, *[number] * 3, threads, pointer]
         getattr(library, f"sparsify_index_{bits}").argtypes = [pointer, number, number, number, threads, *[pointer] * 5]
     library.sparsify_digest.argtypes = [pointer, number, threads, pointer]
+    library.sparsify_put.argtypes = [number, pointer, pointer, pointer]
     library.sparsify_sort.argtypes = [pointer, number, number]
     library.sparsify_places.argtypes = [pointer, number, pointer, number, pointer]
     library.sparsify_merge.argtypes = [pointer, pointer, number, pointer, number, number, pointer, pointer]
@@ -63,6 +66,24 @@ def call(name: str, *arguments: Tensor | int | None) -> None:
         raise ValueError("indices must be a topology of the layer, got some that are unsorted or out of range.")
     if status:
         raise MemoryError(f"no memory for the work space of {name}.")
+
+
+def put(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Copy tensors into others of their sizes, which no product reads meanwhile."""
+    held: list[object] = []
+    sizes = [tensor.nbytes for tensor in tensors]
+    passed = [
+        (kind * len(tensors))(*numbers)
+        for kind, numbers in (
+            (ctypes.c_void_p, [address(tensor, size, held) for tensor, size in zip(others, sizes, strict=True)]),
+            (ctypes.c_void_p, [address(tensor, size, held) for tensor, size in zip(tensors, sizes, strict=True)]),
+            (ctypes.c_int64, sizes),
+        )
+    ]
+    LIBRARY.sparsify_put(len(tensors), *passed)  # type: ignore[union-attr]  # who calls this has looked
+    for tensor in others:
+        if not tensor.is_inference():
+            increment_version(tensor)
 
 
 def address(tensor: Tensor, size: int, held: list[object]) -> int:

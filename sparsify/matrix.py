@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsify import averaging, checkpoint, topology
+from sparsify import averaging, checkpoint, library, topology
 from sparsify.kernels.operands import is_traced
 from sparsify.swap import LOCK, Change, Swap, settle
 from sparsify.topology import Digest, Indices, Shape
@@ -192,6 +192,11 @@ class SparseMatrix(nn.Module):
 
     def _put(self, indices: Indices) -> None:
         """Put these indices into the buffers, in place where they fit."""
+        held = self._held()
+        fit = all((old.shape, old.dtype) == (new.shape, new.dtype) for old, new in zip(held, indices, strict=True))
+        if fit and all(topology.native(index) and index.is_contiguous() for index in (*held, *indices)):
+            library.put(indices, held)
+            return
         for name, index in indices._asdict().items():
             buffer = self._buffers[name]
             if buffer is not None and (buffer.shape, buffer.dtype) == (index.shape, index.dtype):

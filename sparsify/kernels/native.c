@@ -8,6 +8,7 @@
 //
 // Vector extensions of GCC and Clang, compiled for AVX-512, AVX2 and the baseline, chosen at run time; no intrinsics.
 
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -57,9 +58,22 @@ typedef struct {
 typedef struct {
   int64_t start, limit, from, first_row, last_row;
   int first, last;  // of the panel's blocks
+  int check;        // whether to look at the indices before they are used
   const void *panel;
   void *partial, *reached;
 } block;
+
+// Products read indices, and `sparsify_put` writes them: never at the same time, in whichever threads they run.
+#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+#define UNLOCKED PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP  // who reads on and on must not keep a writer out
+#else
+#define UNLOCKED PTHREAD_RWLOCK_INITIALIZER
+#endif
+static pthread_rwlock_t indices_lock = UNLOCKED;
+static void unlocked(void) {
+  static const pthread_rwlock_t fresh = UNLOCKED;
+  indices_lock = fresh;
+}
 
 static void *allocate(int64_t bytes) { return aligned_alloc(64, (size_t)(bytes + 127) / 64 * 64); }
 
@@ -74,7 +88,10 @@ static void scratch_free(void *own) {
   free(((scratch *)own)->memory);
   free(own);
 }
-__attribute__((constructor)) static void scratch_begin(void) { pthread_key_create(&scratch_key, scratch_free); }
+__attribute__((constructor)) static void begin(void) {
+  pthread_key_create(&scratch_key, scratch_free);
+  pthread_atfork(NULL, NULL, unlocked);  // a child has one thread, which is in no product
+}
 static scratch *scratch_get(int64_t bytes) {
   scratch *own = pthread_getspecific(scratch_key);
   if (!own) {
@@ -179,8 +196,8 @@ int sparsify_level(void) {
   return 0;
 }
 
-// `level`: of the instruction sets, at most sparsify_level(). Returns 0, NO_MEMORY, or OUTSIDE where an index leads out of
-// an array; then the results are undefined.
+// `level`: of the instruction sets, at most sparsify_level(). Returns 0, NO_MEMORY, or OUTSIDE where an index leads out
+// of an array; then the results are undefined.
 int sparsify_linear(int level, int real_bytes, int index_bytes, int backward, int64_t out, int64_t in, int64_t batch,
                     int64_t nnz, int threads, const void *starts, const void *indices, const void *order,
                     const void *values, const void *bias, const void *x, const void *grad, void *result,
@@ -190,5 +207,16 @@ int sparsify_linear(int level, int real_bytes, int index_bytes, int backward, in
   const problem p = {out,    in,   batch, nnz,  threads, starts,      indices,  order,
                      values, bias, x,     grad, result,  grad_values, grad_bias};
   if (level == 2 && batch * real_bytes <= 32) level = 1;  // half a vector does
-  return forms[real_bytes == 8][index_bytes == 8][level](&p, backward);
+  pthread_rwlock_rdlock(&indices_lock);
+  const int status = forms[real_bytes == 8][index_bytes == 8][level](&p, backward);
+  pthread_rwlock_unlock(&indices_lock);
+  return status;
+}
+
+// Copies `count` arrays, one after the other in one go: no product sees some of them old and some new.
+int sparsify_put(int64_t count, void *const *to, const void *const *from, const int64_t *bytes) {
+  pthread_rwlock_wrlock(&indices_lock);
+  for (int64_t i = 0; i < count; i++) memcpy(to[i], from[i], (size_t)bytes[i]);
+  pthread_rwlock_unlock(&indices_lock);
+  return 0;
 }

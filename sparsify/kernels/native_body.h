@@ -91,6 +91,27 @@ INLINE int64_t NAME(up_to)(const INDEX *indices, int64_t e, int64_t end, int64_t
   return e;
 }
 
+// How often index[from..to] does not rise from one to the next.
+INLINE INDEX NAME(falls)(const INDEX *restrict index, int64_t from, int64_t to) {
+  INDEX falls = 0;
+  for (int64_t e = from + 1; e < to; e++) falls += index[e] <= index[e - 1];
+  return falls;
+}
+
+// Whether a run of indices, and of positions in the other order, rises within these bounds; `order` may be missing. Runs
+// are short: eight numbers at a time would begin and end more often than they pay.
+INLINE int NAME(rises)(const INDEX *indices, const INDEX *order, int64_t from, int64_t to, int64_t least, int64_t limit,
+                       int64_t nnz) {
+  if (from == to) return 1;
+  int outside = (indices[from] < least) | (indices[to - 1] >= limit);
+  if (order) outside |= (order[from] < 0) | (order[to - 1] >= nnz);
+  for (int64_t e = from + 1; e < to; e++) {
+    outside |= indices[e] <= indices[e - 1];
+    if (order) outside |= order[e] <= order[e - 1];
+  }
+  return !outside;
+}
+
 // Two lines of memory that are needed soon.
 INLINE void NAME(fetch)(const void *from) {
   __builtin_prefetch(from);
@@ -150,18 +171,13 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
     }
 }
 
-// A feature's place in a block of a panel. Where another thread writes the indices just now, one may have changed since
-// `sound` looked, and be of another block.
-#define PLACE(index) (blocked && (uint64_t)((index) - k->start) >= size ? 0 : (index) - k->start)
-
 // Rows first..last of a panel that is N vectors wide: the columns start..limit of it. The sums of a row stay in
 // registers; between blocks of columns they rest in `partial`, and `reached` says how far each row is.
 #define FORWARD(N)                                                                                                     \
-  INLINE void NAME(forward_any_##N)(const problem *p, const block *k, const int blocked) {                             \
+  static int NAME(forward_##N)(const problem *p, const block *k) {                                                     \
     enum { W = N * LANES };                                                                                            \
     const INDEX *restrict crow = p->starts, *restrict col = p->indices;                                                \
     const REAL *restrict values = p->values, *restrict bias = p->bias, *restrict panel = k->panel;                     \
-    const uint64_t size = (uint64_t)(k->limit - k->start);                                                             \
     REAL *partial = k->partial, tile[TILE * W] __attribute__((aligned(64)));                                           \
     INDEX *reached = k->reached;                                                                                       \
     for (int64_t r0 = k->first_row; r0 < k->last_row; r0 += TILE) {                                                    \
@@ -176,6 +192,7 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
           c[i] = (V){0};                                                                                               \
         }                                                                                                              \
         if (!k->last) reached[r - k->first_row] = end = NAME(up_to)(col, e, end, k->limit);                            \
+        if (k->check && !NAME(rises)(col, NULL, e, end, k->start, k->limit, p->nnz)) return OUTSIDE;                   \
         if (k->partial) {                                                                                              \
           const int64_t next = k->first || r + 1 == k->last_row ? crow[r + 1] : reached[r + 1 - k->first_row];         \
           NAME(fetch)(values + next);                                                                                  \
@@ -184,8 +201,8 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
           NAME(fetch)(col + next + 64 / sizeof(INDEX) * 2);                                                            \
         }                                                                                                              \
         for (; e + 1 < end; e += 2) {                                                                                  \
-          const V *x = (const V *)(panel + PLACE(col[e]) * W);                                                         \
-          const V *z = (const V *)(panel + PLACE(col[e + 1]) * W);                                                     \
+          const V *x = (const V *)(panel + (col[e] - k->start) * W);                                                   \
+          const V *z = (const V *)(panel + (col[e + 1] - k->start) * W);                                               \
           const REAL v = values[e], w = values[e + 1];                                                                 \
           UNROLL for (int i = 0; i < N; i++) {                                                                         \
             a[i] += v * x[i];                                                                                          \
@@ -194,7 +211,7 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
         }                                                                                                              \
         UNROLL for (int i = 0; i < N; i++) a[i] += c[i];                                                               \
         if (e < end) {                                                                                                 \
-          const V *x = (const V *)(panel + PLACE(col[e]) * W);                                                         \
+          const V *x = (const V *)(panel + (col[e] - k->start) * W);                                                   \
           const REAL v = values[e];                                                                                    \
           UNROLL for (int i = 0; i < N; i++) a[i] += v * x[i];                                                         \
         }                                                                                                              \
@@ -203,10 +220,7 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
       }                                                                                                                \
       if (k->last) NAME(unpack)(tile, W, p->result, p->batch, p->out, k->from, r0, count);                             \
     }                                                                                                                  \
-  }                                                                                                                    \
-  static void NAME(forward_##N)(const problem *p, const block *k) {                                                    \
-    if (k->partial) NAME(forward_any_##N)(p, k, 1);                                                                    \
-    else NAME(forward_any_##N)(p, k, 0);                                                                               \
+    return 0;                                                                                                          \
   }
 FORWARD(1)
 FORWARD(2)
@@ -228,12 +242,10 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
 // Columns first..last: x and the sums of gx stay in registers, each g is loaded once for both gradients. The sums over
 // the batch that gv needs are made for LANES connections together.
 #define BACKWARD(N)                                                                                                    \
-  INLINE void NAME(backward_any_##N)(const problem *p, const block *k, const int need_x, const int need_v,             \
-                                     const int blocked) {                                                              \
+  INLINE int NAME(backward_any_##N)(const problem *p, const block *k, const int need_x, const int need_v) {            \
     enum { W = N * LANES, AHEAD = 24 };                                                                                \
     const INDEX *restrict ccol = p->starts, *restrict row = p->indices, *restrict order = p->order;                    \
     const REAL *restrict values = p->values, *restrict panel = k->panel;                                               \
-    const uint64_t size = (uint64_t)(k->limit - k->start);                                                             \
     REAL *gv = p->grad_values, *partial = k->partial;                                                                  \
     INDEX *reached = k->reached;                                                                                       \
     REAL tile[TILE * W] __attribute__((aligned(64))), xs[TILE * W] __attribute__((aligned(64)));                       \
@@ -254,6 +266,7 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
           if (need_v) x[i] = *(const V *)(xs + q * W + LANES * i);                                                     \
         }                                                                                                              \
         if (!k->last) reached[c - k->first_row] = end = NAME(up_to)(row, e, end, k->limit);                            \
+        if (k->check && !NAME(rises)(row, order, e, end, k->start, k->limit, nnz)) return OUTSIDE;                     \
         const int64_t next = k->first || c + 1 == k->last_row ? ccol[c + 1] : reached[c + 1 - k->first_row];           \
         if (k->partial) {                                                                                              \
           NAME(fetch)(row + next);                                                                                     \
@@ -262,7 +275,7 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
           NAME(fetch)(order + next + 64 / sizeof(INDEX) * 2);                                                          \
         }                                                                                                              \
         for (; e < end; e++) {                                                                                         \
-          const V *g = (const V *)(panel + PLACE(row[e]) * W);                                                         \
+          const V *g = (const V *)(panel + (row[e] - k->start) * W);                                                   \
           const int64_t place = order[e], later = e + AHEAD < end ? e + AHEAD : e + AHEAD + next - end;                \
           const int64_t place_later = order[(uint64_t)later < (uint64_t)nnz ? later : nnz - 1];                        \
           const REAL v = need_x ? values[place] : 0;                                                                   \
@@ -290,13 +303,12 @@ INLINE void NAME(settle)(V *dots, const int64_t *where, int count, REAL *restric
       if (need_x && k->last) NAME(unpack)(tile, W, p->result, p->batch, p->in, k->from, c0, count);                    \
     }                                                                                                                  \
     if (pending) NAME(settle)(dots, where, pending, gv, k->from != 0);                                                 \
+    return 0;                                                                                                          \
   }                                                                                                                    \
-  static void NAME(backward_##N)(const problem *p, const block *k) {                                                   \
-    const int both = p->result && p->grad_values;                                                                      \
-    if (both && k->partial) NAME(backward_any_##N)(p, k, 1, 1, 1);                                                     \
-    else if (both) NAME(backward_any_##N)(p, k, 1, 1, 0);                                                              \
-    else if (p->result) NAME(backward_any_##N)(p, k, 1, 0, 1);                                                         \
-    else NAME(backward_any_##N)(p, k, 0, 1, 1);                                                                        \
+  static int NAME(backward_##N)(const problem *p, const block *k) {                                                    \
+    if (p->result && p->grad_values) return NAME(backward_any_##N)(p, k, 1, 1);                                        \
+    if (p->result) return NAME(backward_any_##N)(p, k, 1, 0);                                                          \
+    return NAME(backward_any_##N)(p, k, 0, 1);                                                                         \
   }
 BACKWARD(1)
 BACKWARD(2)
@@ -306,17 +318,11 @@ BACKWARD(8)
 #endif
 #undef BACKWARD
 
-// How often index[from..to] does not rise from one to the next.
-INLINE INDEX NAME(falls)(const INDEX *restrict index, int64_t from, int64_t to) {
-  INDEX falls = 0;
-  for (int64_t e = from + 1; e < to; e++) falls += index[e] <= index[e - 1];
-  return falls;
-}
-
 // Whether the indices of the rows first..last rise within each row, as positions in the other order do, and lead
-// nowhere outside. Each thread looks at its own share just before it reads it, when it must come into the cache anyway.
-// So no product leaves its arrays, whoever wrote the indices.
-static int NAME(sound)(const problem *p, int64_t first, int64_t last, int64_t features) {
+// nowhere outside. Each thread looks at its own share just before it reads it, when it must come into the cache anyway;
+// where a share is so large that it would leave the cache again, each run of it is looked at as it is used. So no
+// product leaves its arrays, whoever wrote the indices.
+static int NAME(sound)(const problem *p, int64_t first, int64_t last, int64_t features, int starts_only) {
   const INDEX *restrict starts = p->starts, *restrict indices = p->indices, *restrict order = p->order;
   const INDEX nnz = (INDEX)p->nnz;
   INDEX falls = 0, order_falls = 0;  // all but those from one row to the next
@@ -324,7 +330,7 @@ static int NAME(sound)(const problem *p, int64_t first, int64_t last, int64_t fe
   for (int64_t r = first; r < last; r++) {
     const INDEX begin = starts[r], end = starts[r + 1];
     if (begin < 0 || begin > end || end > nnz) return 0;
-    if (begin == end) continue;
+    if (begin == end || starts_only) continue;
     outside |= (indices[begin] < 0) | (indices[end - 1] >= features);
     if (order) outside |= (order[begin] < 0) | (order[end - 1] >= nnz);
     if (begin > starts[first]) {
@@ -332,7 +338,7 @@ static int NAME(sound)(const problem *p, int64_t first, int64_t last, int64_t fe
       if (order) order_falls -= order[begin] <= order[begin - 1];
     }
   }
-  if (outside || first >= last) return !outside;
+  if (outside || first >= last || starts_only) return !outside;
   falls += NAME(falls)(indices, starts[first], starts[last]);
   if (order) order_falls += NAME(falls)(order, starts[first], starts[last]);
   return !falls && !order_falls;
@@ -348,7 +354,7 @@ static int NAME(single)(const problem *p) {
 #pragma omp parallel for num_threads(p->threads) schedule(dynamic, 1) reduction(| : status)
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
     const int64_t first = NAME(share)(crow, p->out, chunk, chunks), last = NAME(share)(crow, p->out, chunk + 1, chunks);
-    if (!NAME(sound)(p, first, last, p->in)) {
+    if (!NAME(sound)(p, first, last, p->in, 0)) {
       status = OUTSIDE;
       continue;
     }
@@ -373,7 +379,7 @@ static int NAME(run)(const problem *p, int backward) {
 #else
 #define FORMS_OF(name) {NAME(name##_1), NAME(name##_2), NAME(name##_4)}
 #endif
-  static void (*const forms[2][4])(const problem *, const block *) = {FORMS_OF(forward), FORMS_OF(backward)};
+  static int (*const forms[2][4])(const problem *, const block *) = {FORMS_OF(forward), FORMS_OF(backward)};
 #undef FORMS_OF
   const INDEX *starts = p->starts;
   const int64_t rows = backward ? p->in : p->out, features = backward ? p->out : p->in, nnz = p->nnz;
@@ -394,25 +400,26 @@ static int NAME(run)(const problem *p, int backward) {
     const int64_t panel_bytes = (size + LANES) * most * BYTES;
     const int64_t partial_bytes = blocks > 1 ? (last - first) * most * BYTES : 0;
     scratch *memory = scratch_get(panel_bytes + partial_bytes + (blocks > 1 ? (last - first) * sizeof(INDEX) : 0));
-    status = !memory ? NO_MEMORY : NAME(sound)(p, first, last, features) ? 0 : OUTSIDE;
+    status = !memory ? NO_MEMORY : NAME(sound)(p, first, last, features, blocks > 1) ? 0 : OUTSIDE;
     char *panel = memory ? memory->memory : 0, *partial = blocks > 1 ? panel + panel_bytes : 0;
     char *reached = blocks > 1 ? partial + partial_bytes : 0;
     REAL *totals = own == 0 ? p->grad_bias : 0;
     for (int64_t n = own % groups; n < panels && !status && (first < last || totals); n += groups) {
       const int64_t from = n * most * LANES;
       const int vectors = panel_vectors(p->batch - from, LANES, most), width = vectors * LANES;
-      for (int64_t start = 0; start < features; start += size) {
+      for (int64_t start = 0; start < features && !status; start += size) {
         const int64_t limit = start + size < features ? start + size : features;
-        const block k = {start, limit, from, first, last, start == 0, limit == features, panel, partial, reached};
+        const int check = blocks > 1 && n == own % groups;
+        const int begins = start == 0, ends = limit == features;
+        const block k = {start, limit, from, first, last, begins, ends, check, panel, partial, reached};
         NAME(pack)(backward ? p->grad : p->x, p->batch, features, from, width, start, limit, (REAL *)panel, totals);
-        forms[backward][__builtin_ctz(vectors)](p, &k);
+        status |= forms[backward][__builtin_ctz(vectors)](p, &k);
       }
     }
     scratch_give_back(memory);
   }
   return status;
 }
-#undef PLACE
 #undef V
 #undef LANES
 #undef LOW
