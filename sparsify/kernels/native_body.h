@@ -98,8 +98,8 @@ INLINE INDEX NAME(falls)(const INDEX *restrict index, int64_t from, int64_t to) 
   return falls;
 }
 
-// Whether a run of indices, and of positions in the other order, rises within these bounds; `order` may be missing. Runs
-// are short: eight numbers at a time would begin and end more often than they pay.
+// Whether a run of indices, and of positions in the other order, rises within these bounds; `order` may be missing.
+// Runs are short.
 INLINE int NAME(rises)(const INDEX *indices, const INDEX *order, int64_t from, int64_t to, int64_t least, int64_t limit,
                        int64_t nnz) {
   if (from == to) return 1;
