@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, get_num_threads, nn
 from torch.autograd.graph import increment_version
 
-KINDS = frozenset((Tensor, nn.Parameter, nn.Buffer))
+KINDS = frozenset((Tensor, nn.Parameter))
 """Classes of tensors that leave everything to PyTorch: others may hold their numbers elsewhere."""
 
 

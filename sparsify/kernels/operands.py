@@ -4,17 +4,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
+from sparsify.library import KINDS
 from sparsify.topology import Indices
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Dtypes of values; half-precision products are computed in float32."""
-
-PLAIN_TYPES = frozenset((Tensor, nn.Parameter))
 
 _dispatch_keys = torch._C._dispatch_keys
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -29,7 +28,7 @@ _ODD = ~_PLAIN
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is nothing but its strided memory, on a device where kernels compute."""
-    return type(tensor) in PLAIN_TYPES and not _dispatch_keys(tensor).raw_repr() & _ODD
+    return type(tensor) in KINDS and not _dispatch_keys(tensor).raw_repr() & _ODD
 
 
 def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
@@ -39,9 +38,9 @@ def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
         input, values, other: strided, and on one device.
     """
     return (
-        type(input) in PLAIN_TYPES
-        and type(values) in PLAIN_TYPES
-        and (other is None or type(other) in PLAIN_TYPES)
+        type(input) in KINDS
+        and type(values) in KINDS
+        and (other is None or type(other) in KINDS)
         and (input.is_cpu or input.is_cuda)
         and not (input.is_neg() or values.is_neg() or (other is not None and other.is_neg()))
         and not _dispatch_modes()
@@ -53,7 +52,7 @@ def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
 
 def plain(tensors: Iterable[Tensor | None]) -> list[Any]:
     """The tensors without their subclasses, where these have memory like any other tensor."""
-    return [t if t is None or type(t) in PLAIN_TYPES else t.as_subclass(Tensor) for t in tensors]
+    return [t if t is None or type(t) in KINDS else t.as_subclass(Tensor) for t in tensors]
 
 
 def is_traced() -> bool:
