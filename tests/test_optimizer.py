@@ -4,8 +4,9 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from sparsify import SET, Evolution, SparseLinear, SparseOptimizer, Static, coin, sparsify, trim
+from sparsify import GMP, SET, Evolution, RigL, SparseLinear, SparseOptimizer, Static, coin, sparsify, trim
 
 from .conftest import assert_same, mlp
 
@@ -220,3 +221,49 @@ def test_made_by_hand_around_a_model_of_sparse_layers():
     assert len(optimizer.history) == 2
     with pytest.raises(ValueError, match="optimizer must hold the values of every sparse layer, got none of layer '0'"):
         SparseOptimizer(torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1), layers, SET())
+
+
+def test_a_step_that_an_exception_ended_is_not_taken_for_one_that_goes_on():
+    model, optimizer = pair(SET(interval=1))
+    original = optimizer.__wrapped__
+
+    def failing():
+        raise KeyError("no loss today")
+
+    for number in range(1, 5):
+        with pytest.raises(KeyError):
+            (original if number % 2 else optimizer).step(failing)
+
+        def deeper():
+            backward(model, optimizer)
+            (original if number % 2 else optimizer).step()  # noqa: B023
+
+        deeper()
+        assert len(optimizer.history) == number
+
+
+def test_a_layer_that_the_optimizer_does_not_hold_any_more_rests():
+    model = mlp(12, 16, 4)
+    groups = [{"params": list(model[i].parameters())} for i in (0, 2)]
+    model, optimizer = sparsify(model, torch.optim.SGD(groups, lr=0.1, momentum=0.9), 0.3, evolution=SET(interval=2))
+    train(model, optimizer, 3)
+    del optimizer.param_groups[0]
+    before = model[0].flat().clone(), model[0].values.detach().clone()
+    train(model, optimizer, 4)
+    assert [set(record.grown) for record in optimizer.history] == [{"0", "2"}, {"2"}, {"2"}]
+    assert_same((model[0].flat(), model[0].values.detach()), before)
+
+
+@pytest.mark.parametrize("evolution", [SET(interval=2), RigL(interval=2), GMP(until=20, interval=2)])
+def test_values_that_were_replaced_or_pruned_are_refused_with_nothing_changed(evolution):
+    model, optimizer = pair(evolution)
+    train(model, optimizer, 3)
+    prune.l1_unstructured(model[0], "values", 0.3)
+    before = copy.deepcopy((topologies(model), model[2].state_dict(), list(optimizer.history)))
+    backward(model, optimizer)
+    with pytest.raises(ValueError, match=r"values must stay the parameter that sparsify\(\) made, .* in layer '0'"):
+        optimizer.evolve()
+    assert_same((topologies(model), model[2].state_dict(), list(optimizer.history)), before)
+    prune.remove(model[0], "values")  # puts the same parameter back
+    train(model, optimizer, 3)
+    assert len(optimizer.history) > len(before[2])
