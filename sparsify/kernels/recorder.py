@@ -42,7 +42,8 @@ class Recorder:
     def keep(self, grad: Tensor, input: Tensor) -> None:
         """Keep the operands of a backward pass: (batch, out_features) and (batch, in_features)."""
         backward = torch._C._current_graph_task_id()  # one backward may pass through a shared layer several times
-        if self._stepped or (backward != self._backward and not _any(self._layer.values.grad)):
+        values = self._layer._parameters.get("values")  # not where they are computed from others, as in pruning
+        if self._stepped or (backward != self._backward and not _any(None if values is None else values.grad)):
             self.passes.clear()
         self._stepped, self._backward = False, backward
         # Copies, because a compiled graph or the user's loop may use the memory again.
