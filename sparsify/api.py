@@ -154,7 +154,8 @@ def _counts(model: nn.Module, optimizer: Optimizer | None, state_dict: Mapping[s
     if not names:
         raise ValueError("start must be the state dict of a sparse model, got one without sparse layers.")
     for name in names:
-        if name not in candidates or name in reasons:
+        to_serve = optimizer is None and reasons.get(name) == eligibility.FROZEN
+        if name not in candidates or (name in reasons and not to_serve):
             why = reasons.get(name, "the model has no such linear layer")
             raise ValueError(f"model must be able to have the sparse layers of start, got none at {name!r}: {why}.")
     prefixes = {name: f"{name}." if name else "" for name in names}

@@ -13,6 +13,9 @@ from sparsify.candidates import EVERYTHING, Candidate
 from sparsify.distributed import SHARDED
 from sparsify.linear import SparseLinear
 
+FROZEN = "it is frozen"
+"""The reason of a layer whose weight does not train."""
+
 
 def refuse_model(model: object) -> None:
     """Raise if `model` as a whole cannot be made sparse."""
@@ -60,7 +63,7 @@ def why_dense(model: nn.Module, candidates: Mapping[str, Candidate], optimizer: 
         if candidate.bias_rows != EVERYTHING and owners[id(getattr(owner, candidate.bias))] > 1:
             return "its bias is tied to another module's"
         if not weight.requires_grad:
-            return "it is frozen"
+            return FROZEN
         if weight._backward_hooks or weight._post_accumulate_grad_hooks:
             return "its weight has gradient hooks"
         if weight.dtype not in kernels.SUPPORTED:

@@ -167,6 +167,7 @@ class SparseLinear(SparseMatrix):
             flat = flat.to(weight.device)
             values = weight.flatten()[flat] * scale
         layer = cls.from_topology(shape, flat, values, bias)
+        layer.values.requires_grad_(linear.weight.requires_grad)
         if linear.weight.grad is not None:
             layer.values.grad = linear.weight.grad.flatten()[flat]
         adopt(layer, linear)

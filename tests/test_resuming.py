@@ -77,6 +77,14 @@ def trained_of(*sizes):
     return sparsify(mlp(*sizes), None, 0.3)[0].state_dict()
 
 
+def test_a_frozen_model_is_made_of_a_checkpoint_to_serve():
+    model, _ = trained()
+    frozen = mlp(12, 16, 4).requires_grad_(False)
+    served, _ = sparsify(frozen, None, start=model.state_dict())
+    assert not any(parameter.requires_grad for parameter in served.parameters())
+    assert torch.equal(served(X), model(X))
+
+
 def test_trimmed_twice_first_without_the_optimizer_and_then_with_it():
     model, optimizer = trained()
     trim(model, 0.1)
