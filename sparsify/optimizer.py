@@ -138,6 +138,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         Raises:
             ValueError: it is not a SparseOptimizer's, or of other layers, or corrupt; nothing is changed.
         """
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"state_dict must be a dict, got {type(state_dict).__name__}.")
         groups = state_dict.get("param_groups")
         groups = groups if isinstance(groups, (list, tuple)) else []
         kept = [group[KEY] for group in groups if isinstance(group, Mapping) and KEY in group]

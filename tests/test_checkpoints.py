@@ -184,6 +184,7 @@ def test_hostile_entries_of_evolution_are_refused_by_name(value):
 @pytest.mark.parametrize("value", ["no", [], {}, 1, None])
 def test_what_is_no_state_of_evolution_is_refused(value):
     model, optimizer = trained()
+    refuse(lambda: optimizer.load_state_dict(value), ValueError, "state_dict must", model, optimizer)
     hostile = saved(*trained(5))[1]
     for held in own_states(hostile):
         held["sparsify"] = value
