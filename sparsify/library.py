@@ -111,6 +111,12 @@ def address(tensor: Tensor, size: int, held: list[object]) -> int:
     )
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the storage of a strided tensor is there; it can be freed, and the tensor stay."""
+    storage = tensor.untyped_storage()
+    return storage.nbytes() >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is nothing but memory of the CPU, as those are that PyTorch's factory functions give."""
     return torch._C._dispatch_keys(tensor).raw_repr() in PLAIN

@@ -193,13 +193,14 @@ class SparseMatrix(nn.Module):
     def _put(self, indices: Indices) -> None:
         """Put these indices into the buffers, in place where they fit."""
         held = self._held()
-        fit = all((old.shape, old.dtype) == (new.shape, new.dtype) for old, new in zip(held, indices, strict=True))
+        pairs = list(zip(held, indices, strict=True))
+        fit = all((old.shape, old.dtype) == (new.shape, new.dtype) and library.has_memory(old) for old, new in pairs)
         if fit and all(topology.native(index) and index.is_contiguous() for index in (*held, *indices)):
             library.put(indices, held)
             return
         for name, index in indices._asdict().items():
             buffer = self._buffers[name]
-            if buffer is not None and (buffer.shape, buffer.dtype) == (index.shape, index.dtype):
+            if buffer is not None and fit:
                 buffer.copy_(index)
             else:
                 self._buffers[name] = index
@@ -250,7 +251,7 @@ class SparseMatrix(nn.Module):
         self, parameter: nn.Parameter, indices: Indices, digest: Digest, values: Tensor, grad: Tensor | None
     ) -> None:
         with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-            if values.shape == parameter.shape:
+            if values.shape == parameter.shape and library.has_memory(parameter):
                 parameter.copy_(values)
             else:
                 # A graph that is still alive, such as the last loss's, holds a gradient accumulator of the old length.

@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparsify.distributed import SHARDED
+from sparsify.library import has_memory
 from sparsify.linear import SparseLinear
 
 
@@ -21,7 +22,7 @@ def check_unchanged(layers: Mapping[str, SparseLinear], parameters: Mapping[str,
                 "replaced it (pruning, parametrization, an assignment), or write the new values into the old one. "
                 f"If it was sharded: {SHARDED}"
             )
-        if values.untyped_storage().nbytes() < values.nbytes:
+        if not has_memory(values):
             raise ValueError(f"values must be in memory, got those of layer {name!r} without: its storage was freed.")
 
 

@@ -85,6 +85,22 @@ def test_a_frozen_model_is_made_of_a_checkpoint_to_serve():
     assert torch.equal(served(X), model(X))
 
 
+@pytest.mark.parametrize("name", ["values", "crow", "col", "csc_order"])
+def test_a_good_checkpoint_heals_memory_that_was_freed(name):
+    model, good = trained()[0], trained(4)[0]
+    tensor = getattr(model[0], name)
+    tensor.data = tensor.data.clone()  # of memory that can be freed
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        model(X).sum().backward()
+    model.load_state_dict(good.state_dict())
+    assert torch.equal(model(X), good(X))
+    for net in model, good:
+        net.zero_grad()
+        net(X).sum().backward()
+    assert torch.equal(model[0].values.grad, good[0].values.grad)
+
+
 def test_trimmed_twice_first_without_the_optimizer_and_then_with_it():
     model, optimizer = trained()
     trim(model, 0.1)
