@@ -112,6 +112,18 @@ def places_of_ranks(flat: Tensor, rank: Tensor) -> Tensor:
     return rank + torch.searchsorted(inactive_before, rank, right=True)
 
 
+def common(flat: Tensor, places: Tensor) -> int | None:
+    """The first of these places that is in `flat`, None where none is; both are sorted vectors of int64."""
+    if native(flat) and native(places):
+        found = torch.empty(1, dtype=torch.int64, device="cpu")
+        call("sparsify_common", flat.contiguous(), len(flat), places.contiguous(), len(places), found)
+        return None if int(found) < 0 else int(found)
+    if not len(flat):
+        return None
+    both = places[flat[torch.searchsorted(flat, places).clamp_(max=len(flat) - 1)] == places]
+    return int(both[0]) if len(both) else None
+
+
 def merge(flat: Tensor, survives: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
     """The new topology, and where each of its connections comes from.
 

@@ -19,7 +19,7 @@ from sparsify.evolution.view import (
     needs_gradient,
     written,
 )
-from sparsify.topology import index, lowest, merge, places_of_ranks, positions, sample, sample_outside
+from sparsify.topology import common, index, lowest, merge, places_of_ranks, positions, sample, sample_outside
 
 GrowthRule = Callable[[LayerView, int], Tensor]
 """(layer, count) -> `count` flat indices outside `layer.flat`, sorted: what was just dropped is not grown again."""
@@ -117,21 +117,14 @@ def checked_places(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
             fault = "places that do not rise strictly"
         elif places[0] < 0 or places[-1] >= total:
             fault = f"{int(places[0])} to {int(places[-1])}"
-        elif (active := _among(layer.flat, places)).any():
-            fault = f"the active {int(places[active][0])}"
+        elif (active := common(layer.flat, places)) is not None:
+            fault = f"the active {active}"
         else:
             return places
     raise ValueError(
         f"a growth rule must give {count} sorted, unique, inactive places of range({total}) as int64 on {device}, got "
         f"{fault} from {written(rule)} in layer {layer.name!r}. Places are row * in_features + col, outside layer.flat."
     )
-
-
-def _among(flat: Tensor, places: Tensor) -> Tensor:
-    """Which places are in `flat`, (places,) bool; both are sorted."""
-    if not len(flat):
-        return torch.zeros_like(places, dtype=torch.bool)
-    return flat[torch.searchsorted(flat, places).clamp_(max=len(flat) - 1)] == places
 
 
 def _tiles(layer: LayerView) -> Iterator[tuple[int, Tensor]]:

@@ -128,6 +128,16 @@ int sparsify_places(const int64_t *flat, int64_t nnz, const int64_t *rank, int64
   return 0;
 }
 
+// The first of sorted places that sorted `flat` holds too; -1 where there is none.
+int sparsify_common(const int64_t *flat, int64_t nnz, const int64_t *places, int64_t count, int64_t *common) {
+  *common = -1;
+  for (int64_t i = 0, e = 0; i < count && *common < 0; i++) {
+    while (e < nnz && flat[e] < places[i]) e++;
+    if (e < nnz && flat[e] == places[i]) *common = places[i];
+  }
+  return 0;
+}
+
 // Sorted `flat` without what does not survive, and with sorted `grown`, n in all; `origin` is where each comes from. No
 // branch depends on which survives or comes next: each would be a coin's.
 int sparsify_merge(const int64_t *flat, const uint8_t *survives, int64_t nnz, const int64_t *grown, int64_t count,
