@@ -161,7 +161,8 @@ class Evolver:
             self.rewiring(name, update, grown[name], averages[name], name in stale) for name, update in updates.items()
         ]
         owners: list[Swapped] = [self, *layers.values(), *chain.from_iterable(averages.values())]
-        Swap([*chain.from_iterable(changes), noting], owners).commit()
+        following = [] if due is None else [self._watch]
+        Swap([*chain.from_iterable(changes), noting, *following], owners).commit()
         return record
 
     def rewiring(

@@ -234,6 +234,7 @@ class SparseMatrix(nn.Module):
         Raises:
             ValueError: as `rewire`; or the values are no parameter of this layer any more.
         """
+        settle(self)  # or what an interruption has left would be carried out after this
         parameter = self._parameters.get("values")
         if parameter is None:
             raise ValueError(

@@ -85,6 +85,26 @@ def test_a_frozen_model_is_made_of_a_checkpoint_to_serve():
     assert torch.equal(served(X), model(X))
 
 
+def test_what_an_interruption_has_left_does_not_come_after_what_is_loaded(monkeypatch):
+    model, optimizer = trained(5)  # the next step evolves
+    good = saved(*trained(4, seed=1))[0]
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SparseLinear, "_put", fail)  # when it is carried out, and when it is carried out again
+        with pytest.raises(KeyboardInterrupt):
+            train(model, optimizer, 5, 6)
+        assert model[0].is_changing()
+    model.load_state_dict(good)
+    assert_same(saved(model, optimizer)[0], good)
+    assert [record.step for record in optimizer.history] == [3, 6]
+    with pytest.warns(UserWarning, match=AFRESH):
+        train(model, optimizer, 6, 7)
+    train(model, optimizer, 7, 10)
+
+
 @pytest.mark.parametrize("name", ["values", "crow", "col", "csc_order"])
 def test_a_good_checkpoint_heals_memory_that_was_freed(name):
     model, good = trained()[0], trained(4)[0]
