@@ -14,7 +14,7 @@ QUICK = {
     "every line once, and accidents": "SET/sgd/step/small --lines 1000000 --new --accidents 1 --uses 4",
     "every so often": "RigL/adam-fused/step/attention GraNet/sgd/evolve/attention GMP/adam/load_other_count/attention "
     "SET/sgd-fused/load_same_count/attention RigL/sgd/load_optimizer/attention across/adam/*trim*/attention "
-    "--lines 600 --operators 60 --allocations 30 --uses 1",
+    "--lines 1200 --operators 120 --allocations 60 --uses 1",
     "in earnest": "SET/sgd/evolve/large GMP/sgd/step/large --signals 8 --limits 10 --storm 6 --uses 1",
 }
 THOROUGH = {
