@@ -9,7 +9,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from sparsify.library import KINDS
+from sparsify.library import KINDS, has_memory
 from sparsify.topology import Indices
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -117,6 +117,17 @@ def check_range(indices: Indices) -> None:
     for index, bound in (indices.col, ins), (indices.csc_row, outs), (indices.csc_order, nnz):
         if nnz and (int(index.min()) < 0 or int(index.max()) >= bound):
             raise ValueError(f"indices must be a topology of the layer, got some that are not in [0, {bound}).")
+
+
+def check_memory(*tensors: Tensor | None) -> None:
+    """Check that what kernels read is there, for those that do not look.
+
+    Raises:
+        TypeError: the storage of a tensor was freed.
+    """
+    for tensor in tensors:
+        if tensor is not None and not has_memory(tensor):
+            raise TypeError(f"tensor must be in memory, got {_kind(tensor)} whose storage was freed.")
 
 
 def _kind(tensor: Tensor) -> str:

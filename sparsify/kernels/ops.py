@@ -54,6 +54,8 @@ def _forward(kernel: ModuleType, input: Tensor, values: Tensor, bias: Tensor | N
         leave_indices(ddp)
     if bias is not None and bias.numel() != indices.crow.numel() - 1:
         raise ValueError(f"bias must be ({indices.crow.numel() - 1},), got {tuple(bias.shape)}.")
+    if kernel is not native:
+        operands.check_memory(*indices, input, values, bias)
     bias = None if bias is None else bias.contiguous()
     result: Tensor = kernel.forward(input.contiguous(), values.contiguous(), bias, indices)
     return result
@@ -62,6 +64,8 @@ def _forward(kernel: ModuleType, input: Tensor, values: Tensor, bias: Tensor | N
 def _backward(
     kernel: ModuleType, grad: Tensor, input: Tensor, values: Tensor, indices: Indices, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
+    if kernel is not native:
+        operands.check_memory(*indices, input, values, grad)
     grad, input = grad.contiguous(), input.contiguous()
     if needs[1]:
         record(grad, input, indices)
