@@ -54,19 +54,19 @@ def _forward(kernel: ModuleType, input: Tensor, values: Tensor, bias: Tensor | N
         leave_indices(ddp)
     if bias is not None and bias.numel() != indices.crow.numel() - 1:
         raise ValueError(f"bias must be ({indices.crow.numel() - 1},), got {tuple(bias.shape)}.")
+    input, values, bias = input.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
     if kernel is not native:
         operands.check_memory(*indices, input, values, bias)
-    bias = None if bias is None else bias.contiguous()
-    result: Tensor = kernel.forward(input.contiguous(), values.contiguous(), bias, indices)
+    result: Tensor = kernel.forward(input, values, bias, indices)
     return result
 
 
 def _backward(
     kernel: ModuleType, grad: Tensor, input: Tensor, values: Tensor, indices: Indices, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
+    grad, input = grad.contiguous(), input.contiguous()
     if kernel is not native:
         operands.check_memory(*indices, input, values, grad)
-    grad, input = grad.contiguous(), input.contiguous()
     if needs[1]:
         record(grad, input, indices)
     result: tuple[Tensor | None, ...] = kernel.backward(grad, input, values.contiguous(), indices, needs)
