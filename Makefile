@@ -6,7 +6,7 @@ BIN := .venv/bin
 help:
 	@echo "make mnist      train a sparse network on MNIST (real data: DATA=folder or \$$SPARSIFY_DATA)"
 	@echo "make test       the test suite"
-	@echo "make interruptions  fail at every line, operator and allocation of an evolution (an hour or more)"
+	@echo "make interruptions  fail at every line, operator and allocation of an evolution (hours)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time layers, training steps and evolution beside other libraries"
 	@echo "make clean      remove .venv and all that was built"
