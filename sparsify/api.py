@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsify import checkpoint, eligibility, loading, meta, optimizer_state, surgery, topology
+from sparsify import checkpoint, eligibility, loading, meta, surgery, topology, transfer
 from sparsify.candidates import find
 from sparsify.distributions import Distribution, erdos_renyi
 from sparsify.evolution import SET, Evolution
 from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer, check_arguments
-from sparsify.optimizer_state import GrownState
+from sparsify.optimizer_state import GrownState, Kept
 from sparsify.planning import FULL, Density, plan
 
 Start = Literal["random", "magnitude"] | Mapping[str, Any]
@@ -113,12 +113,13 @@ def sparsify(
     candidates = find(model)
     meta.check(model, {candidates[name].owner for name in targets})
 
+    kept = None if optimizer is None else Kept(optimizer)
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
     for name in targets:
         owner, linear = candidates[name].owner, candidates[name].linear
-        if optimizer is not None:
-            optimizer_state.check_elementwise(optimizer, owner.get_parameter(candidates[name].weight), name)
+        if kept is not None:
+            kept.check({name: owner.get_parameter(candidates[name].weight)})
         if isinstance(start, Mapping):
             flat = checkpoint.topology_of(start, f"{name}." if name else "", candidates[name].shape)
             layers[name] = SparseLinear.at(linear, flat)
@@ -134,7 +135,7 @@ def sparsify(
         allocated = meta.materialize(model, undo)
         wrapped = None
         if optimizer is not None:
-            surgery.replace_parameters(optimizer, pieces, allocated, undo)
+            transfer.replace_parameters(optimizer, pieces, allocated, undo)
             wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed, targets=targets)
             undo.callback(wrapped._self_unhook)
         model = replaced.get(model, model)

@@ -1,10 +1,12 @@
 """`Evolver`: evolves the layers of one optimizer, step by step; `SparseOptimizer` is its face."""
 
+import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -16,14 +18,16 @@ from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.evolve import Update, checked_grown_values, evolve
 from sparsify.evolution.progress import Progress, Record
 from sparsify.evolution.rewire import rewiring, view
+from sparsify.evolution.scopes import across_layers
 from sparsify.evolution.view import Passes, needs_gradient
 from sparsify.kernels import Recorder
 from sparsify.linear import SparseLinear
 from sparsify.matrix import SparseMatrix
-from sparsify.optimizer_state import GrownState
+from sparsify.optimizer_state import GrownState, Kept, group_of
 from sparsify.parameters import check_held, check_unchanged
 from sparsify.swap import Change, Swap, Swapped, settle
 from sparsify.telemetry import Explored
+from sparsify.topology import Digest
 
 NO_TOPOLOGY = (0, 0)
 """The digest of a topology that no layer has."""
@@ -42,6 +46,7 @@ class Evolver:
         ranks: the processes that train replicas of the model.
         recorders: keep the operands of backward passes, where the evolution that comes next needs them.
         loading: whether loading a state dict was begun, and not finished.
+        is_checked: whether what the optimizer keeps was found to be elementwise, after a step.
     """
 
     swap: Swap | None = None
@@ -68,6 +73,10 @@ class Evolver:
         self.ranks = Ranks()
         self.recorders: dict[str, Recorder] = {}
         self.loading = False
+        self.is_checked = False
+        self._around: list[ReferenceType[Any]] = []
+        self._reached: set[str] = set()
+        self._seen: dict[str, tuple[Tensor, Passes]] | None = None
         self._watch()
 
     def begin_step(self) -> None:
@@ -75,30 +84,53 @@ class Evolver:
         self._prepare()
         stale = self.stale()
         if stale:
-            had_any = self._have_state(stale)
-            afresh = [optimizer_state.afresh(self.optimizer, self.parameters[name]) for name in stale]
+            kept = self.kept()
+            had_any = [name for name in stale if kept.has_any(self.parameters[name])]
+            afresh = chain.from_iterable(kept.afresh(self.parameters[name]) for name in stale)
             noting = [partial(self._note_topology, name) for name in stale]
             Swap([*afresh, *noting], [self]).commit()
             _say_afresh(had_any)
+        self._reached = self._with_gradient()
+
+    def inner_step(self) -> None:
+        """An optimizer inside another has stepped: the other may zero the gradients before it is done."""
+        self._reached |= self._with_gradient()
+        if self.progress.due:
+            self._seen = {
+                name: (gradient.clone(), list(passes)) for name, (gradient, passes) in self._gradients().items()
+            }
 
     def end_step(self) -> None:
         """After the optimizer has stepped: evolve where that is due."""
-        self.progress.step += 1
+        progress = self.progress
+        progress.step += 1
+        progress.trained |= self._reached | self._with_gradient()  # a closure has made some in the meantime
+        self._reached = set()
         for recorder in self.recorders.values():
             recorder.stepped()
-        due = self.algorithm.due(self.progress.step + 1)
-        if self.progress.due:
-            self._evolve(self._ready(), due)
-        self.progress.due = due
+        if not self.is_checked:
+            self.kept().check(self.parameters)
+            self.is_checked = True
+        due = self.algorithm.due(progress.step + 1) or self._catches_up(progress.step + 1)
+        if progress.due:
+            self._evolve(self._ready(progress.trained, grows=not self._is_late), due)
+        progress.due, self._seen = due, None
         self._watch()
 
     def evolve(self) -> Record:
         """Evolve now, whatever the schedule says."""
         self._prepare()
-        ready = self._ready()
+        able = self._able()
+        if not able:
+            raise ValueError(
+                "evolve() must find a layer that trains, got none: all are frozen, have a learning rate of 0, or are "
+                "in no param group."
+            )
+        ready = self._ready(able & (self.progress.trained | self._with_gradient()) or able)
         if not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
-        had_any = self._have_state(name for name in self.stale() if name in ready)
+        kept = self.kept()
+        had_any = [name for name in self.stale() if name in ready and kept.has_any(self.parameters[name])]
         record = self._evolve(ready)
         _say_afresh(had_any)
         return record
@@ -118,37 +150,85 @@ class Evolver:
         if not self.ranks.met:
             self._meet()
 
-    def _ready(self) -> dict[str, Passes]:
-        """The layers that can evolve, with the operands of their backward passes.
+    def kept(self) -> Kept:
+        """What the optimizer, and those around it that have been seen, keep now."""
+        return Kept(self.optimizer, [each for each in (reference() for reference in self._around) if each is not None])
 
-        Those that the optimizer holds; where a rule needs gradients, those that a backward pass reached, on every rank.
+    def notice(self, around: Iterable[object]) -> None:
+        """These optimizers step the one that is evolved: what they keep moves with evolution, too."""
+        known = {id(each) for each in self.kept().optimizers}
+        self._around += [ref(each) for each in around if id(each) not in known]
+
+    def _able(self) -> set[str]:
+        """The layers that can train: not frozen, in a param group, with a learning rate."""
+        optimizers = self.kept().optimizers
+        return {name for name, values in self.parameters.items() if values.requires_grad and _rate(optimizers, values)}
+
+    def _with_gradient(self) -> set[str]:
+        """Of the layers that have not trained since the last evolution: those that a step trains now."""
+        waiting = {name: p for name, p in self.parameters.items() if name not in self.progress.trained}
+        found = {name for name, p in waiting.items() if p.requires_grad and p.grad is not None and bool(p.grad.any())}
+        return found & self._able() if found else found
+
+    def _catches_up(self, step: int) -> bool:
+        """Whether layers that did not train while others were pruned are pruned after `step`, later than `until`."""
+        if self.algorithm.surplus is None or not self.algorithm.is_late(step):
+            return False
+        return sum(map(self._surplus, self._able())) > 0
+
+    def _surplus(self, name: str) -> int:
+        return self.progress.surplus(self.algorithm, name, self.layers[name].nnz)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether evolution is over by the schedule: what still comes only prunes."""
+        until = self.algorithm.until
+        return until is not None and self.progress.step > until
+
+    def _gradients(self) -> dict[str, tuple[Tensor, Passes]]:
+        """The gradient of each layer that has one, with the operands of the backward passes that made it."""
+        if self._seen is not None:
+            return self._seen
+        passes = {name: recorder.passes for name, recorder in self.recorders.items()}
+        return {name: (p.grad, passes.get(name, [])) for name, p in self.parameters.items() if p.grad is not None}
+
+    def _ready(self, trained: Collection[str], grows: bool = True) -> dict[str, tuple[Tensor | None, Passes]]:
+        """The layers that evolve, with gradient and operands of backward passes where there are any.
+
+        Of the trained those that still can; where a rule needs gradients, those that a backward pass reached. All of it
+        on every rank.
         """
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        algorithm, layers = self.algorithm, {name: x for name, x in self.layers.items() if id(x.values) in held}
-        passes = {name: recorder.passes for name, recorder in self.recorders.items() if recorder.passes}
-        reached = {name for name, layer in layers.items() if layer.values.grad is not None}
-        everyone = self._tell({"reached": reached, "recorded": set(passes)})
-        if needs_gradient(algorithm.drop) or needs_gradient(algorithm.grow):
-            shared = set.intersection(*(told["reached"] for told in everyone))
-            layers = {name: layer for name, layer in layers.items() if name in shared}
-        for name in set.union(*(told["recorded"] for told in everyone)) & layers.keys():
-            passes.setdefault(name, [no_pass(layers[name])])
-        return {name: passes.get(name, []) for name in layers}
+        algorithm, gradients = self.algorithm, self._gradients()
+        ready = self._able() & set(trained)
+        if needs_gradient(algorithm.drop) or (grows and needs_gradient(algorithm.grow)):
+            ready &= gradients.keys()
+        recorded = {name for name, (_, passes) in gradients.items() if passes}
+        everyone = self._tell({"ready": ready, "recorded": recorded})
+        ready = set.intersection(*(told["ready"] for told in everyone))
+        elsewhere = set.union(*(told["recorded"] for told in everyone)) - recorded
+        found: dict[str, tuple[Tensor | None, Passes]] = {}
+        for name, layer in self.layers.items():
+            if name in ready:
+                gradient, passes = gradients.get(name, (None, []))
+                found[name] = gradient, [no_pass(layer)] if name in elsewhere else passes
+        return found
 
-    def _evolve(self, ready: Mapping[str, Passes], due: bool | None = None) -> Record:
+    def _evolve(self, ready: Mapping[str, tuple[Tensor | None, Passes]], due: bool | None = None) -> Record:
         """Drop and grow: everything is prepared, and then carried out as a whole."""
         algorithm, progress, ranks = self.algorithm, self.progress, self.ranks
         check_unchanged(self.layers, self.parameters)
         layers = {name: self.layers[name] for name in ready}
         views, surplus, stale = [], [], self.stale()
+        kept = self.kept()
+        kept.check({name: layer.values for name, layer in layers.items() if name not in stale})
         averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
         for name, layer in layers.items():
-            if name not in stale:
-                optimizer_state.check_elementwise(self.optimizer, layer.values, name)
             generator = topology.generator(progress.seed, "evolution", progress.evolutions, name)
-            views.append(view(name, layer, generator, ready[name], ranks.sum))
-            surplus.append(progress.surplus(algorithm, name, layer.nnz))
-        fraction = algorithm.fraction(progress.step)
+            views.append(view(name, layer, generator, *ready[name], ranks.sum))
+            surplus.append(self._surplus(name))
+        if algorithm.scope is across_layers and surplus:  # what rests may have given connections away
+            surplus[0] -= max(0, sum(surplus) - sum(map(self._surplus, self.layers)))
+        fraction = 0.0 if due is not None and self._is_late else algorithm.fraction(progress.step)
         updates = dict(zip(layers, evolve(algorithm, views, surplus, fraction), strict=True)) if views else {}
         grown = {seen.name: checked_grown_values(algorithm, updates[seen.name], seen) for seen in views}
         if ranks.group is not None:
@@ -158,7 +238,8 @@ class Evolver:
                 raise count_changes(algorithm)
         record, noting = progress.noting(fraction, updates, due)
         changes = [
-            self.rewiring(name, update, grown[name], averages[name], name in stale) for name, update in updates.items()
+            self.rewiring(name, update, grown[name], averages[name], name in stale, kept)
+            for name, update in updates.items()
         ]
         owners: list[Swapped] = [self, *layers.values(), *chain.from_iterable(averages.values())]
         following = [] if due is None else [self._watch]
@@ -166,17 +247,24 @@ class Evolver:
         return record
 
     def rewiring(
-        self, name: str, update: Update, grown: Tensor, averages: Sequence[SparseMatrix], stale: bool
+        self,
+        name: str,
+        update: Update,
+        grown: Tensor,
+        averages: Sequence[SparseMatrix],
+        stale: bool,
+        kept: Kept | None = None,
     ) -> Iterator[Change]:
         """Prepare to carry out `update` of a layer, with its optimizer state; nothing is changed yet.
 
         Args:
             stale: whether that state belongs to another topology; then it starts afresh.
+            kept: that state; None looks for it.
         """
-        layer, optimizer = self.layers[name], self.optimizer
-        yield from rewiring(layer, update, grown, None if stale else optimizer, self.grown_state, averages)
+        layer, kept = self.layers[name], kept or self.kept()
+        yield from rewiring(layer, update, grown, None if stale else kept, self.grown_state, averages)
         if stale:
-            yield optimizer_state.afresh(optimizer, layer.values, len(update.flat))
+            yield from kept.afresh(layer.values, update.move(layer.values.detach(), grown.to(layer.values)))
         yield partial(self._note_topology, name)
 
     def _note_topology(self, name: str) -> None:
@@ -186,8 +274,9 @@ class Evolver:
         """Once before the first step, and once after loading: check the optimizer, and that all ranks begin alike."""
         ranks, progress = self.ranks, self.progress
         check_unchanged(self.layers, self.parameters)
+        kept, self.is_checked = self.kept(), False
         for name, values in self.parameters.items():
-            if not optimizer_state.fits(self.optimizer, values):
+            if not kept.fits(values):
                 self.topologies[name] = NO_TOPOLOGY
         if ranks.group is not None:
             if self.algorithm.surplus is not None:
@@ -196,7 +285,7 @@ class Evolver:
             everyone = self._tell(
                 {
                     "evolution": self.algorithm.description,
-                    "optimizer state": optimizer_state.digests(self.optimizer, self.layers),
+                    "optimizer state": {name: kept.digest(values) for name, values in self.parameters.items()},
                     "seed": None if new else progress.seed,
                     "own seed": progress.seed,
                 }
@@ -248,20 +337,23 @@ class Evolver:
         shapes = {name: layer.shape for name, layer in self.layers.items()}
         self.progress.check_state_dict(state, shapes)
 
-    def load_state_dict(self, state: Mapping[str, Any], load_wrapped: Callable[[], None]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], wrapped: Any) -> None:
         """Load what `state_dict()` gave, and the wrapped optimizer's state with it.
 
         Args:
             state: checked.
-            load_wrapped: loads the wrapped optimizer's state; where it raises, it has changed nothing.
+            wrapped: the wrapped optimizer's state dict.
+        Raises:
+            ValueError: that does not fit, which shows only now where an optimizer has a format of its own.
         """
         settle(self)
         before = [(part, part.state_dict()) for _, part in self._stateful()]
+        kept = self.kept()
         self.loading = True
         try:
             for name, part in self._stateful():
                 part.load_state_dict(state["schedules"][name])
-            load_wrapped()
+            self._load_wrapped(wrapped, kept, {name: tuple(of) for name, of in state["topology"].items()})
         except Exception:
             for part, old in before:
                 part.load_state_dict(old)
@@ -273,9 +365,35 @@ class Evolver:
         self._watch()
         self.loading = False
 
+    def _load_wrapped(self, state: Any, before: Kept, topologies: Mapping[str, Digest]) -> None:
+        """Load the wrapped optimizer's state.
+
+        Buffers that are not in it, such as those of an optimizer inside another, start afresh where they are of another
+        topology than the one that is loaded.
+        """
+        standard = optimizer_state.is_standard(self.optimizer)
+        backup = None if standard else copy.deepcopy(self.optimizer.state_dict())
+        try:
+            self.optimizer.load_state_dict(state)
+            kept, changes = self.kept(), list[Change]()
+            for name, values in self.parameters.items():
+                nnz = topologies[name][0]
+                left = kept.left_by(values, before, state)
+                if not standard:
+                    kept.check_loaded(name, values, nnz, left)
+                if self.topologies[name] != topologies[name]:
+                    held = values.detach() if len(values) == nnz else values.new_zeros(nnz)
+                    changes += kept.fill(values, held, left)
+        except Exception:
+            if backup is not None:
+                self.optimizer.load_state_dict(backup)
+            raise
+        for change in changes:
+            change()
+
     def __getstate__(self) -> dict[str, Any]:
         settle(self)
-        return {**vars(self), "recorders": {}, "swap": None}
+        return {**vars(self), "recorders": {}, "swap": None, "_around": [], "_seen": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -289,8 +407,12 @@ class Evolver:
         """The layers whose topology was replaced under their optimizer state (`load_state_dict`, `trim`)."""
         return [name for name, layer in self.layers.items() if layer.digest != self.topologies[name]]
 
-    def _have_state(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if optimizer_state.has_any(self.optimizer, self.parameters[name])]
+
+def _rate(optimizers: Sequence[Any], values: Tensor) -> bool:
+    """Whether a param group holds `values`, with a learning rate that is not 0, or none. The innermost counts."""
+    groups = (group_of(each, values) for each in reversed(optimizers))
+    group = next((group for group in groups if group is not None), None)
+    return group is not None and (group.get("lr") is None or bool(group["lr"] != 0))
 
 
 def _say_afresh(names: Sequence[str]) -> None:

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from types import FrameType
+from types import FrameType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import wrapt
 from torch.optim import LBFGS, Optimizer
 
-from sparsify import optimizer_state
+from sparsify import holders, optimizer_state
 from sparsify.distributed import Ranks
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.progress import Record
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 KEY = "sparsify"
 """Of what evolution needs, in an optimizer's state dict."""
+
+HOOKS = "_optimizer_step_post_hooks"
+TRAINERS = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"}
+"""Packages that wrap optimizers on their own, and save what they wrap."""
 
 
 class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -68,12 +72,15 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         super().__init__(optimizer)
         self._self_evolver = evolver
         self._self_calls = _Calls()
-        # A compiled step() calls these as they are: traced, evolution would fall into dozens of graphs.
-        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
-        after.of_sparsify = True
         with ExitStack() as undo:
-            undo.callback(optimizer.register_step_pre_hook(before).remove)
-            undo.callback(optimizer.register_step_post_hook(after).remove)
+            inside = holders.optimizers(optimizer)
+            self._self_holds_others = len(inside) > 1
+            for each in filter(_tells_of_steps, inside):
+                # A compiled step() calls these as they are: traced, evolution would fall into dozens of graphs.
+                before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
+                after.of_sparsify = True
+                undo.callback(each.register_step_pre_hook(before).remove)
+                undo.callback(each.register_step_post_hook(after).remove)
             self._self_hooks = undo.pop_all()
 
     @property
@@ -107,7 +114,31 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Step the wrapped optimizer; evolution follows where it is due."""
         # Defined here because learning-rate schedulers replace `optimizer.step`: theirs then stays on the proxy.
+        if self._self_holds_others:
+            return self._self_as_one_step(self.__wrapped__.step, *args, **kwargs)
         return self.__wrapped__.step(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)  # wrapt has it
+        if self._self_holds_others and isinstance(value, MethodType) and value.__self__ is self.__wrapped__:
+            return partial(self._self_as_one_step, value)  # SAM steps in second_step()
+        return value
+
+    def _self_as_one_step(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of an optimizer that holds others: however often they step meanwhile, it is one step."""
+        calls = self._self_calls
+        if calls.around:
+            return method(*args, **kwargs)
+        calls.around, calls.stepped = True, False
+        try:
+            if "step" in getattr(method, "__name__", ""):  # it may use what is kept before an optimizer inside steps
+                self._self_evolver.begin_step()
+            result = method(*args, **kwargs)
+        finally:
+            calls.around = False
+        if calls.stepped:
+            self._self_evolver.end_step()
+        return result
 
     def evolve(self) -> Record:
         """Drop and grow all sparse layers now, whatever the schedule says. In distributed training: on every rank.
@@ -129,8 +160,10 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         """
         self._self_evolver.check_whole()
         state, own = self.__wrapped__.state_dict(), self._self_evolver.state_dict()
-        first, *others = state["param_groups"]
-        return {**state, "param_groups": [{**first, KEY: own}, *others], KEY: own}
+        if optimizer_state.is_standard(self.__wrapped__):
+            first, *others = state["param_groups"]
+            state = {**state, "param_groups": [{**first, KEY: own}, *others]}
+        return {**state, KEY: own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave; the model's own state dict may be loaded before or after.
@@ -149,27 +182,35 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         evolver, optimizer = self._self_evolver, self.__wrapped__
         evolver.check_state_dict(own)
         lengths = {values: own["topology"][name][0] for name, values in evolver.parameters.items()}
-        optimizer_state.check_state_dict(optimizer, lengths, state_dict)
         plain = {key: value for key, value in state_dict.items() if key != KEY}
-        plain["param_groups"] = [{key: option for key, option in group.items() if key != KEY} for group in groups]
-        evolver.load_state_dict(own, partial(optimizer.load_state_dict, plain))
+        if optimizer_state.is_standard(optimizer):
+            optimizer_state.check_state_dict(optimizer, lengths, state_dict)
+            plain["param_groups"] = [{key: option for key, option in group.items() if key != KEY} for group in groups]
+        evolver.load_state_dict(own, plain)
 
     def _self_unhook(self) -> None:
         """Let the wrapped optimizer step as it did before it was wrapped."""
         self._self_hooks.close()
 
-    def _before_step(self, *_: Any) -> None:
-        optimizer, calls = self.__wrapped__, self._self_calls
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        calls, evolver = self._self_calls, self._self_evolver
         calls.in_vain = not optimizer.state and _changes_nothing(optimizer)
-        self._self_evolver.begin_step()
+        if evolver.progress.due:
+            evolver.notice(_optimizers_that_step_this())
+        evolver.begin_step()
         calls.begin()
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         calls = self._self_calls
         del calls.running[-1:]
-        found_inf = getattr(self.__wrapped__, "found_inf", None)  # a fused optimizer under GradScaler steps in vain
+        found_inf = getattr(optimizer, "found_inf", None)  # a fused optimizer under GradScaler steps in vain
         in_vain = calls.in_vain or (found_inf is not None and found_inf.item())
-        if not calls.running and not in_vain:
+        if calls.running or in_vain:
+            return
+        if calls.around:
+            calls.stepped = True
+            self._self_evolver.inner_step()
+        else:
             self._self_evolver.end_step()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseOptimizer":
@@ -186,15 +227,24 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
     """Raise unless these can make a SparseOptimizer."""
     if isinstance(optimizer, SparseOptimizer):
         raise TypeError("optimizer must not be wrapped already, got a SparseOptimizer. Pass the original optimizer.")
-    if not isinstance(optimizer, Optimizer):
+    inside = holders.optimizers(optimizer)
+    if not isinstance(optimizer, Optimizer) and len(inside) < 2:
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
-    hooks = getattr(optimizer, "_optimizer_step_post_hooks", {})
-    if any(hasattr(hook, "of_sparsify") for hook in hooks.values()):
-        raise TypeError("optimizer must not be wrapped already, got one that sparsify() wrapped. Use what it returned.")
-    if not hasattr(optimizer, "_optimizer_step_post_hooks"):  # a trainer's, made without Optimizer.__init__
+    if _is_of_a_trainer(optimizer):
         raise TypeError(
-            f"optimizer must be the original one, got {type(optimizer).__name__}, a wrapper without step hooks. Call "
-            "sparsify() before the trainer wraps it."
+            f"optimizer must be the original one, got {type(optimizer).__name__}, a trainer's. Call sparsify() before "
+            "the trainer wraps it."
+        )
+    for each in inside:
+        hooks = getattr(each, HOOKS, {})
+        if isinstance(each, SparseOptimizer) or any(hasattr(hook, "of_sparsify") for hook in hooks.values()):
+            raise TypeError(
+                "optimizer must not be wrapped already, got one that sparsify() wrapped. Use what it returned."
+            )
+    if not any(map(_tells_of_steps, inside)):
+        raise TypeError(
+            f"optimizer must tell of its steps, got {type(optimizer).__name__}, which calls no step hooks, and "
+            "holds no torch.optim.Optimizer that does. Call Optimizer.__init__ in its constructor."
         )
     optimizer_state.check_optimizer(optimizer)
     if not isinstance(evolution, Evolution):
@@ -203,6 +253,29 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
         raise ValueError(f'grown_state must be "zero" or "mean", got {grown_state!r}.')
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"seed must be an int or None, got {seed!r}.")
+
+
+def _is_of_a_trainer(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] in TRAINERS
+
+
+def _tells_of_steps(optimizer: object) -> bool:
+    """Whether `step()` calls the hooks that are registered: so it is where Optimizer.__init__ was called."""
+    step = getattr(type(optimizer), "step", None)
+    return isinstance(optimizer, Optimizer) and hasattr(step, "hooked") and hasattr(optimizer, HOOKS)
+
+
+def _optimizers_that_step_this() -> list[object]:
+    """Those in whose methods this call of `step()` happens: made around an optimizer after `sparsify` wrapped it."""
+    found: list[object] = []
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            value = frame.f_locals.get("self")
+            if holders.is_optimizer(value) and not isinstance(value, SparseOptimizer) and not _is_of_a_trainer(value):
+                found.append(value)
+        frame = frame.f_back
+    return found
 
 
 def _changes_nothing(optimizer: Optimizer) -> bool:
@@ -221,11 +294,15 @@ class _Calls:
 
     running: their frames, the outermost first.
     in_vain: whether this step changes no parameter, and does not count.
+    around: whether a method of an optimizer that holds others is under way.
+    stepped: whether one of these others has stepped in it.
     """
 
     def __init__(self) -> None:
         self.running: list[FrameType] = []
         self.in_vain = False
+        self.around = False
+        self.stepped = False
 
     def begin(self) -> None:
         """A `step()` has called its hook, which calls this."""

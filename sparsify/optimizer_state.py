@@ -1,25 +1,31 @@
 """Moves and resets elementwise optimizer buffers: those of a weight's shape, one entry for each connection."""
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import ASGD, LBFGS, SGD, Adagrad, Optimizer, Rprop
+from torch.optim import LBFGS, SGD, Adagrad, Optimizer, Rprop
 
+from sparsify import holders
 from sparsify.evolution.evolve import Update
+from sparsify.holders import Buffer
 from sparsify.swap import Change
 from sparsify.topology import fingerprint
-
-if TYPE_CHECKING:
-    from sparsify.linear import SparseLinear
 
 GrownState = Literal["zero", "mean"]
 
 SECOND_MOMENTS = {"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum", "variance"}
 """Buffers of squared or absolute gradients, by the names that torch.optim gives them."""
+
+WEIGHTS = {
+    *("ax", "z", "x0", "p0", "old_p", "backup_params"),
+    *("lookahead_slow_buff", "slow_param", "slow_params", "slow_buffer", "slow_weights", "slow"),
+}
+"""Buffers that hold weights: averages, first or slow ones, those before a perturbation. The names of ASGD,
+schedule-free, MADGRAD, Prodigy, SAM and Lookahead."""
 
 MATRICES = "it treats a weight as a matrix, and a sparse layer's values are a vector"
 UNSUPPORTED = {
@@ -28,35 +34,22 @@ UNSUPPORTED = {
     "ScalableShampoo": MATRICES,
     "DistributedShampoo": MATRICES,
     "SOAP": MATRICES,
+    "Kron": MATRICES,
     "ZeroRedundancyOptimizer": "it holds the state of some layers only, in an optimizer of its own",
     "SparseAdam": "it takes sparse gradients, and the gradient of a sparse layer's values is a dense vector",
+    **dict.fromkeys(("Adahessian", "AdaHessian"), "it keeps an estimate of second derivatives outside its state"),
 }
 """By class name, because torch's own Muon is new and there are others of that name."""
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise TypeError if `optimizer` cannot train a vector of connections."""
-    for kind in optimizer.__class__.__mro__:
-        if kind.__name__ in UNSUPPORTED:
-            raise TypeError(
-                f"optimizer must work elementwise, got {kind.__name__}: {UNSUPPORTED[kind.__name__]}. "
-                "Use SGD, Adam or another elementwise optimizer for the Linear layers."
-            )
-
-
-def check_elementwise(optimizer: Optimizer, parameter: Tensor, layer: str) -> None:
-    """Raise TypeError if a buffer that `optimizer` holds for `parameter` is neither elementwise nor a scalar."""
-    if isinstance(optimizer, LBFGS):
-        return  # its history is dropped, not moved
-    for key, buffer in optimizer.state.get(parameter, {}).items():
-        tensors = [buffer] if isinstance(buffer, Tensor) else _tensors_within(buffer)
-        nested = not isinstance(buffer, Tensor)
-        for tensor in tensors:
-            if tensor.dim() and (nested or (tensor.numel() != 1 and tensor.shape != parameter.shape)):
+def check_optimizer(optimizer: object) -> None:
+    """Raise TypeError if `optimizer`, or one inside it, cannot train a vector of connections."""
+    for each in holders.optimizers(optimizer):
+        for kind in type(each).__mro__:
+            if kind.__name__ in UNSUPPORTED:
                 raise TypeError(
-                    f"optimizer must hold elementwise state, got {type(optimizer).__name__} with {key!r} of shape "
-                    f"{tuple(tensor.shape)} for a weight of {tuple(parameter.shape)} in layer {layer!r}. "
-                    "Leave the layer dense with skip=, or choose another optimizer."
+                    f"optimizer must work elementwise, got {kind.__name__}: {UNSUPPORTED[kind.__name__]}. "
+                    "Use SGD, Adam or another elementwise optimizer for the Linear layers."
                 )
 
 
@@ -86,8 +79,8 @@ def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], 
     for key, entry in entries.items():
         if not isinstance(entry, Mapping):
             raise ValueError(f"state_dict['state'][{key!r}] must be a dict, got {type(entry).__name__}.")
-    known = [*entries.values(), *optimizer.state.values()]
-    vectors = {name for entry in known for name, x in entry.items() if isinstance(x, Tensor) and x.dim()}
+    vectors = {name for entry in entries.values() for name, x in entry.items() if isinstance(x, Tensor) and x.dim()}
+    vectors |= {buffer.key for buffer in holders.buffers(optimizer) if buffer.tensor.dim()}
     for key, parameter in pairs:
         for name, buffer in entries[key].items() if parameter in lengths else ():
             where, nnz = f"state_dict['state'][{key!r}][{name!r}]", lengths[parameter]
@@ -102,107 +95,186 @@ def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], 
                 raise ValueError(f"{where} must be a tensor, got {type(buffer).__name__}.")
 
 
-def part(state: dict[str, Any], shape: torch.Size, take: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """The state of a part of a parameter of `shape`: `take` gives its part of each elementwise buffer."""
-    return {
-        key: take(buffer) if isinstance(buffer, Tensor) and buffer.shape == shape else copy.deepcopy(buffer)
-        for key, buffer in state.items()
-    }
+def is_standard(optimizer: Any) -> bool:
+    """Whether its state dict is made as torch's are, and can be checked before it is loaded."""
+    if type(optimizer).state_dict is Optimizer.state_dict:
+        return True
+    return {"state", "param_groups"} <= set(optimizer.state_dict())
 
 
-@torch.no_grad()
-def moves(
-    optimizer: Optimizer, values: nn.Parameter, update: Update, grown: Tensor, grown_state: GrownState
-) -> Iterator[Change]:
-    """Prepare to move every buffer of `values` to its new order; regrown connections find what a new weight would find.
-
-    That is zero, but for buffers whose optimizer starts them elsewhere (Rprop's step size, Adagrad's accumulator,
-    ASGD's average); with `grown_state="mean"` second moments take the mean of the survivors' instead.
+class Kept:
+    """All that an optimizer keeps, and what it holds or is held by: in its state, in lists and dicts of its own.
 
     Args:
-        grown: values of the grown connections.
+        optimizer: looked through now; what it makes later is not here.
+        around: other optimizers, such as one that holds this one.
+    Attributes:
+        optimizers: all that there are.
+        buffers: the tensors that they keep for each parameter.
+        unknown: those of which it cannot be told for which parameter they are.
     """
-    group = next((group for group in optimizer.param_groups if any(values is p for p in group["params"])), None)
-    if group is None:
-        return
-    if isinstance(optimizer, LBFGS):
-        yield afresh(optimizer, values)
-        return
-    state = optimizer.state.get(values, {})
-    for key, buffer in state.items():
-        if isinstance(buffer, Tensor) and buffer.shape == (update.old_nnz,):
-            if grown_state == "mean" and key in SECOND_MOMENTS and len(update.kept):
-                fresh = buffer[update.kept].mean().expand(len(grown))
-            else:
-                fresh = _fresh(optimizer, group, key, grown)
-            yield partial(_put, state, key, buffer, update.move(buffer, fresh.to(buffer)))
+
+    def __init__(self, optimizer: object, around: Sequence[object] = ()) -> None:
+        self.optimizers = holders.optimizers(optimizer, *around)
+        self.versions: dict[int, int] = {}
+        self.buffers: dict[Tensor, list[Buffer]] = defaultdict(list)
+        self.unknown: list[Buffer] = []
+        for buffer in holders.buffers(optimizer, *around):
+            self.versions[id(buffer.tensor)] = buffer.tensor._version
+            (self.unknown if buffer.parameter is None else self.buffers[buffer.parameter]).append(buffer)
+
+    def of(self, parameter: Tensor) -> list[Buffer]:
+        """The buffers of `parameter`."""
+        return self.buffers.get(parameter, [])
+
+    def check(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise TypeError unless every buffer of these parameters is elementwise or a number, and known to be theirs.
+
+        Args:
+            parameters: layer name -> its weight, or its values.
+        """
+        kind = type(self.optimizers[0]).__name__
+        for layer, parameter in parameters.items():
+            for tensor, _, key in self.of(parameter):
+                if tensor.dim() and tensor.numel() != 1 and tensor.shape != parameter.shape:
+                    raise TypeError(
+                        f"optimizer must hold elementwise state, got {kind} with {key!r} of shape "
+                        f"{tuple(tensor.shape)} for a weight of {tuple(parameter.shape)} in layer {layer!r}. "
+                        "Leave the layer dense with skip=, or choose another optimizer."
+                    )
+            for tensor, _, key in self.unknown:
+                if tensor.shape == parameter.shape and tensor.numel() > 1:
+                    raise TypeError(
+                        f"optimizer must keep under a weight what belongs to it, got {kind} with {key!r} of shape "
+                        f"{tuple(tensor.shape)}, as that of layer {layer!r}, in a place of its own. Keep it in "
+                        "optimizer.state[parameter], or in a list in the order of param_groups."
+                    )
+
+    def has_any(self, parameter: Tensor) -> bool:
+        """Whether there is any state of `parameter`."""
+        return bool(self.of(parameter)) or any(isinstance(each, LBFGS) and each.state for each in self.optimizers)
+
+    def fits(self, parameter: Tensor) -> bool:
+        """Whether every elementwise buffer of `parameter` has its length."""
+        return all(x.tensor.numel() == 1 or x.tensor.shape == parameter.shape for x in self.of(parameter))
+
+    def digest(self, parameter: Tensor) -> str:
+        """A short hash of the buffers of `parameter`."""
+        return fingerprint(*(buffer.tensor for buffer in self.of(parameter)))
+
+    @torch.no_grad()
+    def moves(
+        self, values: nn.Parameter, update: Update, grown: Tensor, grown_state: GrownState = "zero"
+    ) -> Iterator[Change]:
+        """Prepare to reorder every buffer of `values` to its new topology.
+
+        Entries of new connections start as the optimizer would start them: at zero, but for buffers that start
+        elsewhere (Rprop's step size, Adagrad's accumulator) or hold weights (ASGD's average, Lookahead's slow weights).
+
+        Args:
+            grown: values of the grown connections.
+            grown_state: "mean": second moments of new connections take the mean of the survivors' instead.
+        """
+        for each in self.optimizers:
+            if isinstance(each, LBFGS) and group_of(each, values) is not None:
+                yield partial(_clear, each)
+        for tensor, _, key in self.of(values):
+            if tensor.shape == (update.old_nnz,):
+                if grown_state == "mean" and key in SECOND_MOMENTS and len(update.kept):
+                    fresh = tensor[update.kept].mean().expand(len(grown))
+                else:
+                    fresh = self._at_first(values, key, grown)
+                yield partial(_put, tensor, update.move(tensor, fresh.to(tensor)))
+
+    @torch.no_grad()
+    def afresh(self, parameter: nn.Parameter, values: Tensor | None = None) -> Iterator[Change]:
+        """Prepare to start the state of `parameter` afresh. LBFGS has one history for all parameters.
+
+        What an optimizer makes in its first step is taken away, and made again; what is there from the beginning, and
+        what those around it keep, is filled as it was at first.
+
+        Args:
+            values: those that the parameter will have; None: as now.
+        """
+        values = parameter.detach() if values is None else values
+        made_again: set[int] = set()
+        for each in self.optimizers:
+            if group_of(each, parameter) is None:
+                continue
+            if isinstance(each, LBFGS):
+                yield partial(_clear, each)
+            elif isinstance(each, Optimizer) and len(holders.optimizers(each)) == 1 and not isinstance(each, Adagrad):
+                entry = each.state.get(parameter, {})
+                made_again |= {id(value) for value in entry.values()}
+                momentum = entry.get("momentum_buffer")
+                if isinstance(each, SGD) and isinstance(momentum, Tensor):  # fused, it takes none with and without
+                    zeros = momentum.new_zeros(len(values))
+                    yield partial(each.state.__setitem__, parameter, {"momentum_buffer": zeros})
+                else:
+                    yield partial(each.state.pop, parameter, None)
+        yield from self.fill(parameter, values, [x for x in self.of(parameter) if id(x.tensor) not in made_again])
+
+    @torch.no_grad()
+    def fill(self, parameter: nn.Parameter, values: Tensor, buffers: Sequence[Buffer]) -> Iterator[Change]:
+        """Prepare to fill `buffers` of `parameter` as they were at first.
+
+        Args:
+            values: those that the parameter will have.
+        """
+        for tensor, _, key in buffers:
+            if key == "step":
+                yield partial(_put, tensor, torch.zeros_like(tensor))
+            elif tensor.dim() == 1:
+                yield partial(_put, tensor, self._at_first(parameter, key, values).to(tensor))
+
+    def left_by(self, parameter: Tensor, before: "Kept", state_dict: object) -> list[Buffer]:
+        """The buffers of `parameter` that loading `state_dict` has left as they were `before`."""
+        loaded = {id(tensor) for tensor in holders.tensors(state_dict)}
+        known = before.versions
+        return [
+            buffer
+            for buffer in self.of(parameter)
+            if known.get(id(buffer.tensor)) == buffer.tensor._version and id(buffer.tensor) not in loaded
+        ]
+
+    def check_loaded(self, layer: str, parameter: Tensor, nnz: int, left: Sequence[Buffer]) -> None:
+        """Raise ValueError unless what was loaded for `parameter` is of `nnz` connections."""
+        others = {id(buffer.tensor) for buffer in left}
+        for tensor, _, key in self.of(parameter):
+            if id(tensor) not in others and tensor.numel() != 1 and tensor.shape != (nnz,):
+                raise ValueError(
+                    f"state_dict must hold vectors of the {nnz} connections of layer {layer!r}, got {key!r} of "
+                    f"{tuple(tensor.shape)}."
+                )
+
+    def _at_first(self, parameter: Tensor, key: str, values: Tensor) -> Tensor:
+        """What new connections with these values find in the buffer of this name."""
+        if key in WEIGHTS:
+            return values
+        for each in self.optimizers:
+            group = group_of(each, parameter)
+            if group is not None and isinstance(each, Rprop) and key == "step_size":
+                return torch.full_like(values, float(group["lr"]))
+            if group is not None and isinstance(each, Adagrad) and key == "sum":
+                return torch.full_like(values, group["initial_accumulator_value"])
+        return torch.zeros_like(values)
+
+
+def group_of(optimizer: Any, parameter: Tensor) -> dict[str, Any] | None:
+    """The param group of `optimizer` that holds `parameter`."""
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    return next((group for group in groups if any(parameter is p for p in group["params"])), None)
 
 
 @torch.no_grad()
-def _put(state: dict[str, Any], key: str, buffer: Tensor, moved: Tensor) -> None:
+def _put(buffer: Tensor, moved: Tensor) -> None:
+    """In place, so that whoever else holds the buffer has it too."""
     if moved.shape == buffer.shape:
         buffer.copy_(moved)
     else:
-        state[key] = moved
-
-
-def digests(optimizer: Optimizer, layers: Mapping[str, "SparseLinear"]) -> dict[str, str]:
-    """A short hash of each layer's buffers."""
-    states = {name: optimizer.state.get(layer.values, {}) for name, layer in layers.items()}
-    return {
-        name: fingerprint(*(buffer for buffer in state.values() if isinstance(buffer, Tensor)))
-        for name, state in states.items()
-    }
-
-
-def has_any(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether `optimizer` holds buffers for `parameter`."""
-    if isinstance(optimizer, LBFGS):
-        return bool(optimizer.state)
-    return any(isinstance(buffer, Tensor) for buffer in optimizer.state.get(parameter, {}).values())
-
-
-def fits(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether every elementwise buffer of `parameter` has its length."""
-    if isinstance(optimizer, LBFGS):
-        return True
-    buffers = (buffer for buffer in optimizer.state.get(parameter, {}).values() if isinstance(buffer, Tensor))
-    return all(buffer.numel() == 1 or buffer.shape == parameter.shape for buffer in buffers)
-
-
-def afresh(optimizer: Optimizer, parameter: Tensor, nnz: int | None = None) -> Change:
-    """Prepare to start the state of `parameter` afresh. LBFGS has one history for all parameters.
-
-    Args:
-        nnz: the length that the parameter will have; None: as now.
-    """
-    if isinstance(optimizer, LBFGS):
-        return partial(_clear, optimizer)
-    momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-    if isinstance(optimizer, SGD) and isinstance(momentum, Tensor):  # fused, it takes no parameters with and without
-        zeros = momentum.new_zeros(len(parameter) if nnz is None else nnz)
-        return partial(optimizer.state.__setitem__, parameter, {"momentum_buffer": zeros})
-    return partial(optimizer.state.pop, parameter, None)
+        buffer.data = moved
 
 
 def _clear(optimizer: LBFGS) -> None:
     optimizer.state.clear()
     optimizer._numel_cache = None
-
-
-def _fresh(optimizer: Optimizer, group: dict[str, Any], key: str, grown: Tensor) -> Tensor:
-    if isinstance(optimizer, Rprop) and key == "step_size":
-        return torch.full_like(grown, float(group["lr"]))
-    if isinstance(optimizer, Adagrad) and key == "sum":
-        return torch.full_like(grown, group["initial_accumulator_value"])
-    if isinstance(optimizer, ASGD) and key == "ax":
-        return grown
-    return torch.zeros_like(grown)
-
-
-def _tensors_within(nested: object) -> list[Tensor]:
-    if isinstance(nested, Tensor):
-        return [nested]
-    if isinstance(nested, dict):
-        nested = list(nested.values())
-    return [tensor for part in nested for tensor in _tensors_within(part)] if isinstance(nested, (list, tuple)) else []

@@ -6,7 +6,7 @@ from itertools import chain
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsify import averaging, optimizer_state, topology
+from sparsify import averaging, topology
 from sparsify.evolution.algorithms import check_fraction
 from sparsify.evolution.drop import magnitude
 from sparsify.evolution.evolve import Update, replaced
@@ -15,6 +15,7 @@ from sparsify.evolution.rewire import rewiring, view
 from sparsify.evolution.scopes import lowest_of_each_sign
 from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer
+from sparsify.optimizer_state import Kept
 from sparsify.swap import Change, Swap, Swapped
 
 
@@ -49,15 +50,16 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Optimizer | None = N
     known: Mapping[str, SparseLinear] = {} if evolver is None else evolver.layers
     names = {id(layer): name for name, layer in known.items()}
     stale: list[str] = [] if evolver is None else evolver.stale()
+    kept = None if optimizer is None else Kept(optimizer)
     changes: list[Change] = []
     for name, layer in layers.items():
         theirs, nothing = names.get(id(layer)), layer.values.detach()[:0]
-        if optimizer is not None and theirs not in stale:
-            optimizer_state.check_elementwise(optimizer, layer.values, name)
+        if kept is not None and theirs not in stale:
+            kept.check({name: layer.values})
         if evolver is not None and theirs is not None:
-            changes += evolver.rewiring(theirs, updates[name], nothing, averages[name], theirs in stale)
+            changes += evolver.rewiring(theirs, updates[name], nothing, averages[name], theirs in stale, kept)
         else:
-            changes += rewiring(layer, updates[name], nothing, optimizer, averages=averages[name])
+            changes += rewiring(layer, updates[name], nothing, kept, averages=averages[name])
     owners: list[Swapped] = [*layers.values(), *chain.from_iterable(averages.values())]
     owners += [] if evolver is None else [evolver]
     Swap(changes, owners).commit()

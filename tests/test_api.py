@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, SparseLinear, Static, api, densify, sparsify, surgery, trim
+from sparsify import SET, SparseLinear, Static, api, densify, sparsify, surgery, transfer, trim
 
 from .conftest import assert_same, mlp, snapshot
 
@@ -173,9 +173,9 @@ def fail_after(function):
     "sabotage",
     [
         lambda patch, optimizer: patch.setattr(api.SparseLinear, "from_linear", boom),
-        lambda patch, optimizer: patch.setattr(surgery, "replace_parameters", boom),
+        lambda patch, optimizer: patch.setattr(transfer, "replace_parameters", boom),
         lambda patch, optimizer: patch.setattr(surgery, "replace_modules", fail_after(surgery.replace_modules)),
-        lambda patch, optimizer: patch.setattr(surgery, "replace_parameters", fail_after(surgery.replace_parameters)),
+        lambda patch, optimizer: patch.setattr(transfer, "replace_parameters", fail_after(transfer.replace_parameters)),
         lambda patch, optimizer: patch.setattr(api, "SparseOptimizer", boom),
         lambda patch, optimizer: patch.setattr(optimizer, "register_step_pre_hook", boom),
         lambda patch, optimizer: patch.setattr(optimizer, "register_step_post_hook", boom),

@@ -32,7 +32,7 @@ def progress(steps=9, seed=5):
     }
     counts = {"0": (600, 500), "net.2": (3, 3)}
     history = [Record(step, 0.3 / step, {"0": 7, "net.2": 1}, {"0": 5, "net.2": 1}) for step in range(3, steps + 1, 3)]
-    return Progress(seed, counts, explored, True, steps, len(history), history)
+    return Progress(seed, counts, explored, True, steps, len(history), history, {"net.2"})
 
 
 def fresh():
@@ -270,7 +270,11 @@ def test_anything_at_all_in_any_place_is_refused_by_its_name(path, kind):
         (("explored", "net.2", "sketch"), sketch()["sketch"].view(64, 64), '["explored"]["net.2"]["sketch"]'),
         (("explored", "net.2", "sketch"), sketch()["sketch"].tolist(), '["explored"]["net.2"]["sketch"]'),
         (("explored", "net.2", "sketch"), sketch()["sketch"].numpy(), '["explored"]["net.2"]["sketch"]'),
-        (("surplus",), 1, " must hold ['counts', 'due', 'evolutions', 'explored', 'history', 'seed', 'step'], got"),
+        (
+            ("surplus",),
+            1,
+            " must hold ['counts', 'due', 'evolutions', 'explored', 'history', 'seed', 'step', 'trained'], got",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(path, value, key):

@@ -77,11 +77,20 @@ class Evolution:
 
     def due(self, step: int) -> bool:
         """Whether evolution comes after optimizer step `step` (the first step is 1)."""
-        if self.interval is None or (self.until is not None and step > self.until):
+        if self.until is not None and step > self.until:
             return False
-        if self.surplus is not None and step == self.until:
+        if self.surplus is not None and step == self.until and self.interval is not None:
             return True  # so that pruning reaches its target, whatever the interval
-        return _truth(self.interval(step), step) if callable(self.interval) else step % self.interval == 0
+        return self._comes(step)
+
+    def is_late(self, step: int) -> bool:
+        """Whether step `step` is one that would be due but for `until`."""
+        return self.until is not None and step > self.until and self._comes(step)
+
+    def _comes(self, step: int) -> bool:
+        if callable(self.interval):
+            return _truth(self.interval(step), step)
+        return self.interval is not None and step % self.interval == 0
 
     def fraction(self, step: int) -> float:
         """The drop fraction after optimizer step `step`."""

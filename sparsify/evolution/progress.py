@@ -41,6 +41,7 @@ class Progress:
     due: whether evolution comes after the next step.
     step, evolutions: how many there were.
     history: a record of each evolution.
+    trained: the layers that have trained since the last one.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class Progress:
     step: int = 0
     evolutions: int = 0
     history: list[Record] = field(default_factory=list)
+    trained: set[str] = field(default_factory=set)
 
     def surplus(self, algorithm: Evolution, name: str, nnz: int) -> int:
         """How many connections more than its schedule says a layer has; none where nothing is pruned."""
@@ -70,7 +72,7 @@ class Progress:
         grown = {name: len(update.grown) for name, update in updates.items()}
         dropped = {name: update.old_nnz - len(update.flat) + grown[name] for name, update in updates.items()}
         record = Record(self.step, drop_fraction, dropped, grown)
-        after = {"evolutions": self.evolutions + 1, "due": self.due if due is None else due}
+        after = {"evolutions": self.evolutions + 1, "due": self.due if due is None else due, "trained": set()}
         return record, partial(self._note, record, len(self.history), explored, after)
 
     def _note(self, record: Record, place: int, explored: Mapping[str, Explored], after: Mapping[str, Any]) -> None:
@@ -89,6 +91,7 @@ class Progress:
             "evolutions": self.evolutions,
             "seed": self.seed,
             "due": bool(self.due),
+            "trained": tuple(sorted(self.trained)),
             "counts": {name: (int(first), int(last)) for name, (first, last) in self.counts.items()},
             "explored": {name: explored.state_dict() for name, explored in self.explored.items()},
             "history": tuple(record._asdict() for record in self.history),
@@ -116,6 +119,9 @@ class Progress:
         if type(state["due"]) is not bool:
             raise refused(f'{KEY}["due"]', "must be True or False", state["due"])
         places = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+        trained = state["trained"]
+        if type(trained) is not tuple or not all(type(name) is str and name in places for name in trained):
+            raise refused(f'{KEY}["trained"]', f"must be a tuple of sparse layers among {list(places)}", trained)
         _check_layers(f'{KEY}["counts"]', state["counts"], places)
         _check_layers(f'{KEY}["explored"]', state["explored"], places)
         for name in places:
@@ -130,6 +136,7 @@ class Progress:
             counts={name: tuple(state["counts"][name]) for name in self.counts},
             explored={name: explored.loaded(state["explored"][name]) for name, explored in self.explored.items()},
             due=state["due"],
+            trained=set(state["trained"]),
             step=state["step"],
             evolutions=state["evolutions"],
             history=[

@@ -5,13 +5,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from sparsify import averaging, optimizer_state
+from sparsify import averaging
 from sparsify.evolution.evolve import Update
 from sparsify.evolution.view import LayerView, Passes, alone
 from sparsify.matrix import SparseMatrix
-from sparsify.optimizer_state import GrownState
+from sparsify.optimizer_state import GrownState, Kept
 from sparsify.swap import Change
 
 
@@ -20,13 +19,14 @@ def rewiring(
     layer: SparseMatrix,
     update: Update,
     grown: Tensor,
-    optimizer: Optimizer | None = None,
+    kept: Kept | None = None,
     grown_state: GrownState = "zero",
     averages: Sequence[SparseMatrix] = (),
 ) -> Iterator[Change]:
     """Prepare `update`: survivors keep value, gradient and optimizer state; `grown` are the new values.
 
     Args:
+        kept: by the optimizers that hold its values.
         averages: copies of `layer` that evolve alike; see `averaging`.
     Returns:
         the changes that carry it out; none where the topology stays. Nothing is changed yet.
@@ -38,8 +38,8 @@ def rewiring(
         grad = each.values.grad if each is layer else None
         moved = None if grad is None else there.move(grad, torch.zeros_like(new))
         yield each.replacement(there.flat, there.move(each.values.detach(), new), moved)
-    if optimizer is not None:
-        yield from optimizer_state.moves(optimizer, layer.values, update, grown.to(layer.values), grown_state)
+    if kept is not None:
+        yield from kept.moves(layer.values, update, grown.to(layer.values), grown_state)
     yield partial(averaging.evolved, layer, averages)
 
 
@@ -47,10 +47,11 @@ def view(
     name: str,
     layer: SparseMatrix,
     generator: torch.Generator,
+    gradient: Tensor | None = None,
     passes: Passes = (),
     sum_over_ranks: Callable[[Tensor], Tensor] = alone,
 ) -> LayerView:
     """What the rules may see of `layer`."""
     flat, values = layer.flat(), layer.values.detach()
     survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    return LayerView(name, layer.shape, flat, values, survives, generator, layer.values.grad, passes, sum_over_ranks)
+    return LayerView(name, layer.shape, flat, values, survives, generator, gradient, passes, sum_over_ranks)
