@@ -16,6 +16,7 @@ from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer, check_arguments
 from sparsify.optimizer_state import GrownState, Kept
 from sparsify.planning import FULL, Density, plan
+from sparsify.replaced import retire
 
 Start = Literal["random", "magnitude"] | Mapping[str, Any]
 """Where a sparse model's topologies and values come from."""
@@ -129,6 +130,7 @@ def sparsify(
             layers[name] = SparseLinear.from_linear(linear, share, start=start, generator=generator)
         layers[name].transposed = candidates[name].transposed
     replaced, pieces = surgery.assemble(candidates, layers)
+    names = {module: name for name, module in model.named_modules() if module in replaced}
 
     with ExitStack() as undo:
         surgery.replace_modules(model, replaced, undo)
@@ -143,6 +145,9 @@ def sparsify(
         if isinstance(start, Mapping):
             _load_all(model, start, undo)
         undo.pop_all()
+    old_weights = retire(names, pieces)
+    if wrapped is not None:
+        wrapped._self_evolver.old_weights = old_weights
     return model, wrapped
 
 

@@ -1,6 +1,5 @@
 """What a state dict holds of sparse weights, sparse of any topology or dense, and how layers take it over."""
 
-import warnings
 from collections.abc import Collection, Mapping
 from functools import partial
 from threading import local
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from sparsify import averaging, topology
 from sparsify.swap import Change, Swap
+from sparsify.telling import warn
 from sparsify.topology import Shape
 
 if TYPE_CHECKING:
@@ -124,11 +124,10 @@ def _say_what_was_left_out(dense: Collection[tuple["SparseMatrix", Tensor]]) -> 
         given += float(magnitude.sum(dtype=torch.float64))
         kept += float(magnitude[layer.flat().to(weight.device)].sum(dtype=torch.float64))
     if kept < given * (1 - 1e-9):
-        warnings.warn(
+        warn(
             f"The dense weights of {len(dense)} sparse layers were loaded at the connections that are there: "
             f"{1 - kept / given:.1%} of their magnitude was left out. To keep the largest weights of a dense model, "
             'load it before sparsify(..., start="magnitude").',
-            stacklevel=8,  # the caller of load_state_dict
         )
 
 

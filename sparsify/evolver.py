@@ -1,7 +1,6 @@
 """`Evolver`: evolves the layers of one optimizer, step by step; `SparseOptimizer` is its face."""
 
 import copy
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -25,8 +24,10 @@ from sparsify.linear import SparseLinear
 from sparsify.matrix import SparseMatrix
 from sparsify.optimizer_state import GrownState, Kept, group_of
 from sparsify.parameters import check_held, check_unchanged
+from sparsify.replaced import OldWeights, warn_of_old_weights
 from sparsify.swap import Change, Swap, Swapped, settle
 from sparsify.telemetry import Explored
+from sparsify.telling import warn
 from sparsify.topology import Digest
 
 NO_TOPOLOGY = (0, 0)
@@ -46,6 +47,7 @@ class Evolver:
         ranks: the processes that train replicas of the model.
         recorders: keep the operands of backward passes, where the evolution that comes next needs them.
         loading: whether loading a state dict was begun, and not finished.
+        old_weights: dense weights that the layers have replaced.
         is_checked: whether what the optimizer keeps was found to be elementwise, after a step.
     """
 
@@ -73,6 +75,7 @@ class Evolver:
         self.ranks = Ranks()
         self.recorders: dict[str, Recorder] = {}
         self.loading = False
+        self.old_weights: OldWeights = []
         self.is_checked = False
         self._around: list[ReferenceType[Any]] = []
         self._reached: set[str] = set()
@@ -82,6 +85,9 @@ class Evolver:
     def begin_step(self) -> None:
         """Before the optimizer steps: its buffers must belong to the topologies, and all ranks must begin alike."""
         self._prepare()
+        if self.old_weights:
+            old, self.old_weights = self.old_weights, []
+            warn_of_old_weights(old)
         stale = self.stale()
         if stale:
             kept = self.kept()
@@ -393,7 +399,7 @@ class Evolver:
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self)
-        return {**vars(self), "recorders": {}, "swap": None, "_around": [], "_seen": None}
+        return {**vars(self), "recorders": {}, "swap": None, "_around": [], "_seen": None, "old_weights": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -417,8 +423,7 @@ def _rate(optimizers: Sequence[Any], values: Tensor) -> bool:
 
 def _say_afresh(names: Sequence[str]) -> None:
     if names:
-        warnings.warn(
+        warn(
             f"The topologies of {', '.join(map(repr, names))} are not those that their optimizer state belongs to: it "
-            "starts afresh. To resume training, load model and optimizer from the same checkpoint.",
-            stacklevel=5,
+            "starts afresh. To resume training, load model and optimizer from the same checkpoint."
         )
