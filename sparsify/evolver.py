@@ -172,6 +172,8 @@ class Evolver:
 
     def _with_gradient(self) -> set[str]:
         """Of the layers that have not trained since the last evolution: those that a step trains now."""
+        if len(self.progress.trained) == len(self.parameters):
+            return set()
         waiting = {name: p for name, p in self.parameters.items() if name not in self.progress.trained}
         found = {name for name, p in waiting.items() if p.requires_grad and p.grad is not None and bool(p.grad.any())}
         return found & self._able() if found else found

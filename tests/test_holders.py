@@ -48,6 +48,18 @@ def multiple(params):
     return Both(MOMENTUM(params[:2]), AdamW(params[2:], lr=0.01))
 
 
+class Separate(torch.optim.Optimizer):
+    """It and the one inside have param groups of their own."""
+
+    def __init__(self, params):
+        params = list(params)
+        super().__init__([{"params": params[:2]}, {"params": params[2:]}], {"lr": 0.1})
+        self.inside = MOMENTUM(params)
+
+    def step(self, closure=None):
+        return self.inside.step(closure)
+
+
 def schedule_free(params):
     optimizer = schedulefree.ScheduleFreeWrapper(SGD(params, lr=0.1))
     optimizer.train()
@@ -72,6 +84,7 @@ WRAPPERS = {
     "in lists": lambda p: InLists(MOMENTUM(p)),
     "by id": lambda p: ById(AdamW(p, lr=0.01)),
     "two at once": multiple,
+    "separate groups": Separate,
     "schedule-free around SGD": schedule_free,
     "schedule-free AdamW": schedule_free_adam,
     "AggMo, nested buffers": lambda p: pytorch_optimizer.AggMo(p, lr=0.01),

@@ -23,6 +23,9 @@ class Evolution:
     Any algorithm is one of these: a drop rule that scores connections, a scope that counts how many of the lowest go, a
     growth rule and schedules. All are plain functions; see README, "An algorithm of your own".
 
+    Only what trains evolves: a layer that is frozen, in no param group, with a learning rate of 0, or without a gradient
+    since the last evolution keeps topology and values.
+
     Args:
         interval: evolve after step k when k is a multiple of it; or a callable step -> bool, asked once for each step,
             before it begins (in distributed training its answer must be the same on every rank); or None: only when
@@ -153,6 +156,9 @@ class RigL(Evolution):
 class GMP(Evolution):
     """Gradual magnitude pruning: from `start_density` down to the target along a cubic; nothing grows.
 
+    A layer that does not train is not pruned. Once it trains again it catches up at the next evolution; where that is
+    later than `until`, at the next step that the interval names.
+
     Args:
         until: optimizer step at which the target is reached.
         begin: optimizer step at which pruning begins.
@@ -179,7 +185,8 @@ class GMP(Evolution):
 class GraNet(Evolution):
     """RigL that begins denser: prunes along a cubic from `start_density` to the target, and evolves all the while.
 
-    The most accurate algorithm of those measured for the README, at the price of a denser beginning.
+    The most accurate algorithm of those measured for the README, at the price of a denser beginning. A layer that does
+    not train catches up with pruning as under `GMP`.
 
     Args:
         until: last optimizer step after which evolution may come; 3/4 of training is good.
