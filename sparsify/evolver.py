@@ -127,13 +127,8 @@ class Evolver:
         """Evolve now, whatever the schedule says."""
         self._prepare()
         able = self._able()
-        if not able:
-            raise ValueError(
-                "evolve() must find a layer that trains, got none: all are frozen, have a learning rate of 0, or are "
-                "in no param group."
-            )
         ready = self._ready(able & (self.progress.trained | self._with_gradient()) or able)
-        if not ready:
+        if able and not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
         kept = self.kept()
         had_any = [name for name in self.stale() if name in ready and kept.has_any(self.parameters[name])]
