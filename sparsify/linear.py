@@ -3,14 +3,13 @@
 import copy
 import math
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch_sparse import SparseStorage, SparseTensor
 
-from sparsify import averaging, kernels, meta, topology
+from sparsify import averaging, kernels, meta, reference, topology
 from sparsify.distributions import check_density
 from sparsify.initialization import drawn, drawn_generator
 from sparsify.kernels.operands import is_traced
@@ -18,6 +17,9 @@ from sparsify.leaf import as_leaf
 from sparsify.matrix import SparseMatrix
 from sparsify.swap import Change, Swap
 from sparsify.topology import Indices, Shape
+
+if TYPE_CHECKING:
+    from torch_sparse import SparseTensor
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
@@ -219,10 +221,11 @@ class SparseLinear(SparseMatrix):
         return [*changes, partial(averaging.evolved, self, []), partial(averaging.loaded, self)]
 
     @property
-    def weight(self) -> SparseTensor:
+    def weight(self) -> "SparseTensor":
         """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
         indices = self.indices()
-        storage = SparseStorage(
+        sparse = reference.torch_sparse()
+        storage = sparse.SparseStorage(
             row=topology.rows(indices.crow, self.nnz),
             rowptr=indices.crow.long(),
             col=indices.col.long(),
@@ -236,7 +239,7 @@ class SparseLinear(SparseMatrix):
             is_sorted=True,
             trust_data=True,
         )
-        return SparseTensor.from_storage(storage)
+        return sparse.SparseTensor.from_storage(storage)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
