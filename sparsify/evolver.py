@@ -213,8 +213,9 @@ class Evolver:
         """The gradient of each layer that has one, with the operands of the backward passes that made it."""
         if self._seen is not None:
             return self._seen
-        passes = {name: recorder.passes for name, recorder in self.recorders.items()}
-        return {name: (p.grad, passes.get(name, [])) for name, p in self.parameters.items() if p.grad is not None}
+        alone = self.ranks.group is None
+        made = {name: recorder.made(self.parameters[name].grad, alone) for name, recorder in self.recorders.items()}
+        return {name: (p.grad, made.get(name, [])) for name, p in self.parameters.items() if p.grad is not None}
 
     def _ready(self, trained: Collection[str], grows: bool = True) -> dict[str, tuple[Tensor | None, Passes]]:
         """The layers that evolve, with gradient and operands of backward passes where there are any.
