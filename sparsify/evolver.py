@@ -44,6 +44,7 @@ class Evolver:
         parameters: the `values` of the layers, which stay the same objects.
         progress: where evolution stands.
         topologies: the digests of those that the optimizer's buffers belong to.
+        resets: how often each layer had been reset when its buffers last started afresh for that.
         ranks: the processes that train replicas of the model.
         recorders: keep the operands of backward passes, where the evolution that comes next needs them.
         loading: whether loading a state dict was begun, and not finished.
@@ -72,6 +73,7 @@ class Evolver:
             due=algorithm.due(1),
         )
         self.topologies = {name: layer.digest for name, layer in layers.items()}
+        self.resets = {name: layer.resets for name, layer in layers.items()}
         self.ranks = Ranks()
         self.recorders: dict[str, Recorder] = {}
         self.loading = False
@@ -143,6 +145,20 @@ class Evolver:
             raise RuntimeError(
                 "optimizer must have a whole state, got one whose loading was interrupted. Load the checkpoint again."
             )
+        if reset := [name for name, layer in self.layers.items() if layer.resets != self.resets[name]]:
+            self._begin_anew(reset)
+
+    def _begin_anew(self, names: Sequence[str]) -> None:
+        """`reset_parameters` was called on these layers: their state starts afresh, and their places are explored."""
+        kept, explored, changes = self.kept(), dict[str, Explored](), list[Change]()
+        for name, layer in [(name, self.layers[name]) for name in names]:
+            explored[name] = copy.copy(self.progress.explored[name])
+            explored[name].add(layer.flat())
+            changes += kept.afresh(self.parameters[name])
+            changes += () if layer.bias is None else kept.afresh(layer.bias)
+            changes += partial(self._note_topology, name), partial(self.resets.__setitem__, name, layer.resets)
+        Swap([*changes, partial(self.progress.explored.update, explored)], [self]).commit()
+        self.ranks.met = False  # they may have drawn different topologies
 
     def _prepare(self) -> None:
         self.check_whole()
@@ -365,6 +381,7 @@ class Evolver:
             raise
         self.progress.load_state_dict(state)
         self.topologies, self.recorders = {name: tuple(of) for name, of in state["topology"].items()}, {}
+        self.resets = {name: layer.resets for name, layer in self.layers.items()}
         self.ranks.met = False
         self._watch()
         self.loading = False

@@ -54,6 +54,7 @@ class SparseMatrix(nn.Module):
     csc_row: Tensor
     csc_order: Tensor
     transposed: bool = False
+    resets: int = 0
     was_copied: bool = False
     swap: Swap | None = None
     _checked: Checked | None = None

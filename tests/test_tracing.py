@@ -23,8 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify import GMP, SET, SparseLinear, densify, kernels, sparsify
 
-from .conftest import mlp
+from .conftest import TORCHS_OWN, mlp
 from .test_kernels import EACH
+
+pytestmark = TORCHS_OWN
 
 
 @pytest.fixture
