@@ -13,7 +13,7 @@ from sparsify.beginning import begin
 from sparsify.candidates import Candidate
 from sparsify.distributions import Distribution, erdos_renyi
 from sparsify.evolution import SET, Evolution
-from sparsify.initialization import fan_in_uniform
+from sparsify.initialization import drawn
 from sparsify.linear import SparseLinear
 from sparsify.optimizer import SparseOptimizer, check_arguments, check_options
 from sparsify.optimizer_state import GrownState, Kept, check_optimizer
@@ -196,7 +196,10 @@ def _layer(candidate: Candidate, connections: int | Tensor, start: Start, genera
         layer = SparseLinear.at(linear, connections)
         if linear.weight.is_meta and isinstance(start, nn.Module):
             with torch.no_grad():
-                layer.values.copy_(fan_in_uniform(layer.nnz, layer.shape, layer.nnz, generator))
+                _, values, bias = drawn(layer.shape, layer.nnz, layer.bias is not None, generator)
+                layer.values.copy_(values)
+                if layer.bias is not None and bias is not None:
+                    layer.bias.copy_(bias)
     layer.transposed = candidate.transposed
     return layer
 
