@@ -393,7 +393,10 @@ class Evolver:
         topology than the one that is loaded.
         """
         standard = optimizer_state.is_standard(self.optimizer)
-        backup = None if standard else copy.deepcopy(self.optimizer.state_dict())
+        if standard and len(before.optimizers) == 1:
+            self.optimizer.load_state_dict(state)
+            return
+        backup = copy.deepcopy(self.optimizer.state_dict())
         try:
             self.optimizer.load_state_dict(state)
             kept, changes = self.kept(), list[Change]()
@@ -406,8 +409,7 @@ class Evolver:
                     held = values.detach() if len(values) == nnz else values.new_zeros(nnz)
                     changes += kept.fill(values, held, left)
         except Exception:
-            if backup is not None:
-                self.optimizer.load_state_dict(backup)
+            self.optimizer.load_state_dict(backup)
             raise
         for change in changes:
             change()
