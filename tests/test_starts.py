@@ -23,6 +23,7 @@ from sparsify import (
     summary,
     trim,
 )
+from sparsify.kernels import recorder
 
 from .conftest import assert_same, mlp
 
@@ -246,6 +247,16 @@ def test_a_call_that_fails_leaves_the_wrapped_optimizer_at_work(monkeypatch):
             sparsify(model, optimizer, evolution=RigL(1))
     train(model, optimizer, 2)
     assert len(optimizer.history) == 2
+
+
+def test_an_algorithm_that_is_over_keeps_no_backward_passes():
+    model, optimizer = sparsify(mlp(12, 16, 4), None, 0.3)
+    model, first = sparsify(model, sgd(model), evolution=RigL(None))
+    train(model, first, 1)
+    model, second = sparsify(model, first, evolution=SET(2))
+    train(model, second, 3)
+    assert not first._self_evolver.recorders
+    assert not recorder._recorders
 
 
 # Several optimizers for the parts of one model
