@@ -78,6 +78,7 @@ class Evolver:
         self.recorders: dict[str, Recorder] = {}
         self.loading = False
         self.old_weights: OldWeights = []
+        self._nonzero = [name for name, values in self.parameters.items() if values.any()]
         self.is_checked = False
         self._around: list[ReferenceType[Any]] = []
         self._reached: set[str] = set()
@@ -294,6 +295,8 @@ class Evolver:
         """Once before the first step, and once after loading: check the optimizer, and that all ranks begin alike."""
         ranks, progress = self.ranks, self.progress
         check_unchanged(self.layers, self.parameters)
+        if not progress.step and (emptied := [name for name in self._nonzero if not self.parameters[name].any()]):
+            _say_emptied(emptied)
         kept, self.is_checked = self.kept(), False
         for name, values in self.parameters.items():
             if not kept.fits(values):
@@ -444,3 +447,10 @@ def _say_afresh(names: Sequence[str]) -> None:
             f"The topologies of {', '.join(map(repr, names))} are not those that their optimizer state belongs to: it "
             "starts afresh. To resume training, load model and optimizer from the same checkpoint."
         )
+
+
+def _say_emptied(names: Sequence[str]) -> None:
+    warn(
+        f"All values of {', '.join(map(repr, names))} were set to zero before the first step: code that initialises "
+        "by dim() > 1 takes them for a bias. Initialise before sparsify(), or call reset_parameters() of these layers."
+    )
