@@ -20,7 +20,7 @@ from sparsify.topology import Indices, Shape
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-    *("swap", "was_copied", "_checked", "transposed"),
+    *("swap", "was_copied", "seen", "_checked", "transposed"),
 }
 """Attributes of a module that do not pass to the one that takes its place."""
 
