@@ -93,7 +93,8 @@ def loaded(layer: "SparseMatrix") -> None:
             return
         known = originals(layer)
         asked = any(record.asked for _, record in known)
-        equal = [] if asked else [original for original in trained if _is_equal(original, layer)]
+        sources = set() if asked else living.trained(with_copies=True)
+        equal = [original for original in sources if _is_equal(original, layer)]
         of_these = equal or [original for original, _ in known]
         forget([layer])
         _snapshot(layer, of_these, asked)

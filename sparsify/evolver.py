@@ -108,6 +108,7 @@ class Evolver:
             self._seen = {
                 name: (gradient.clone(), list(passes)) for name, (gradient, passes) in self._gradients().items()
             }
+        self.foreign.note()
 
     def end_step(self) -> None:
         """After the optimizer has stepped: evolve where that is due."""

@@ -116,14 +116,14 @@ class ForeignWrites:
     def __init__(self, layers: Mapping[str, "SparseLinear"]) -> None:
         self.layers = layers
         self._varied = [(name, layer, layer._checked) for name, layer in layers.items() if _varies(layer.values)]
-        self._begin()
+        copies.forget(layers.values())
+        self._begin(is_copy=False)
 
-    def _begin(self) -> None:
-        self._is_first = True
+    def _begin(self, is_copy: bool) -> None:
+        self.is_copy, self._is_first = is_copy, True
         self._seen: list[Seen | None] = []
         self._samples: Samples | None = None
         living.trains(self)
-        copies.forget(self.layers.values())
 
     def check(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Before a step: warn of values that were overwritten with such of other connections.
@@ -138,7 +138,8 @@ class ForeignWrites:
             if held is not parameters[name] and held is not None:
                 check_unchanged(self.layers, parameters)
         if self._is_first:
-            self._is_first = False
+            self._is_first = self.is_copy = False
+            copies.forget(self.layers.values())
             self._check_first_values()
             strangers.look_around(self.layers)
         elif self._samples is not None and self._samples.have_changed():
@@ -180,7 +181,7 @@ class ForeignWrites:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.layers, self._varied = state["layers"], []
-        self._begin()
+        self._begin(is_copy=True)
 
 
 def _varies(values: Tensor) -> bool:

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 class Trainer(Protocol):
-    """Belongs to an optimizer that evolves these layers, and lives as long as it."""
+    """Belongs to an optimizer that evolves these layers, and lives as long as it.
+
+    is_copy: whether it was copied or unpickled with its optimizer, which has not made a step since.
+    """
+
+    is_copy: bool
 
     @property
     def layers(self) -> "Mapping[str, SparseMatrix]":
@@ -30,7 +35,7 @@ def made(layer: "SparseMatrix") -> None:
 
 
 def trains(trainer: Trainer) -> None:
-    """From now on an optimizer evolves the layers of `trainer`."""
+    """An optimizer evolves the layers of `trainer`."""
     with LOCK:
         _trainers.add(trainer)
 
@@ -41,7 +46,8 @@ def layers() -> "list[SparseMatrix]":
         return list(_layers)
 
 
-def trained() -> "set[SparseMatrix]":
-    """Those that an optimizer evolves."""
+def trained(with_copies: bool = False) -> "set[SparseMatrix]":
+    """Those that an optimizer evolves; also those that a copy of an optimizer may evolve one day."""
     with LOCK:
-        return {layer for trainer in list(_trainers) for layer in trainer.layers.values()}
+        trainers = [trainer for trainer in _trainers if with_copies or not trainer.is_copy]
+        return {layer for trainer in trainers for layer in trainer.layers.values()}
