@@ -1,25 +1,25 @@
 """`sparsify()`: plan, check, replace, wrap."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsify import checkpoint, eligibility, loading, meta, surgery, topology, transfer
-from sparsify.candidates import find
+from sparsify import holders, loading, meta, starts, surgery, topology, transfer
+from sparsify.beginning import begin
+from sparsify.candidates import Candidate
 from sparsify.distributions import Distribution, erdos_renyi
 from sparsify.evolution import SET, Evolution
+from sparsify.initialization import drawn
 from sparsify.linear import SparseLinear
-from sparsify.optimizer import SparseOptimizer, check_arguments
-from sparsify.optimizer_state import GrownState, Kept
-from sparsify.planning import FULL, Density, plan
+from sparsify.optimizer import SparseOptimizer, check_arguments, check_options
+from sparsify.optimizer_state import GrownState, Kept, check_optimizer
+from sparsify.planning import Density
 from sparsify.replaced import retire
-
-Start = Literal["random", "magnitude"] | Mapping[str, Any]
-"""Where a sparse model's topologies and values come from."""
+from sparsify.starts import Start
 
 
 @overload
@@ -48,9 +48,22 @@ def sparsify(
     grown_state: GrownState = ...,
     seed: int | None = ...,
 ) -> tuple[nn.Module, None]: ...
+@overload
 def sparsify(
     model: nn.Module,
-    optimizer: Optimizer | None,
+    optimizer: Sequence[Optimizer],
+    density: Density | None = ...,
+    *,
+    evolution: Evolution = ...,
+    distribution: Distribution = ...,
+    skip: Iterable[str] = ...,
+    start: Start = ...,
+    grown_state: GrownState = ...,
+    seed: int | None = ...,
+) -> tuple[nn.Module, tuple[Optimizer, ...]]: ...
+def sparsify(
+    model: nn.Module,
+    optimizer: Any,
     density: Density | None = None,
     *,
     evolution: Evolution = SET(),  # noqa: B008  (frozen)
@@ -59,7 +72,7 @@ def sparsify(
     start: Start = "random",
     grown_state: GrownState = "zero",
     seed: int | None = None,
-) -> tuple[nn.Module, SparseOptimizer | None]:
+) -> tuple[nn.Module, Any]:
     """Make `model` truly sparse and `optimizer` evolve its topology: the one line.
 
     Every trainable nn.Linear becomes a `SparseLinear`, and so does each Conv1D of Hugging Face's and each projection of
@@ -94,78 +107,101 @@ def sparsify(
             optimizer holds none of the linear layers or is not elementwise. Nothing is changed.
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
-    if optimizer is not None:
-        check_arguments(optimizer, evolution, grown_state, seed)
-    if isinstance(start, Mapping):
-        if density is not None or tuple(skip):
-            raise ValueError(
-                "density and skip must not be given where start is a state dict, which says what is sparse."
-            )
-        targets = first = _counts(model, optimizer, start)
-    elif density is None:
-        raise TypeError("density must be given, unless start is the state dict of a sparse model.")
-    else:
-        report = plan(model, density, optimizer=optimizer, distribution=distribution, skip=skip)
-        if not report.sparse and not any(layer.reason == FULL for layer in report.dense):
-            raise ValueError(f"model must hold an nn.Linear that can be sparse, got none.\n{report}")
-        targets = first = {row.name: row.nnz for row in report.sparse}
-        if optimizer is not None and evolution.start_density is not None:
-            first = _first_counts(model, evolution.start_density, targets, distribution, skip)
-    candidates = find(model)
-    meta.check(model, {candidates[name].owner for name in targets})
+    several = isinstance(optimizer, (list, tuple))
+    given: list[Any] = [] if optimizer is None else list(optimizer) if several else [optimizer]
+    for each in given:
+        _check(each, model, evolution, grown_state, seed)
+    starts.check(start)
+    plain = [each.__wrapped__ if isinstance(each, SparseOptimizer) else each for each in given]
+    candidates, first, existing, targets = begin(model, density, plain, evolution, distribution, skip, start)
+    weights = {name: candidates[name].owner.get_parameter(candidates[name].weight) for name in first}
+    weights |= {name: layer.values for name, layer in existing.items()}
+    dealt = _deal(plain, weights)
+    for each, names in zip(plain, dealt, strict=True):
+        if names or not several:
+            check_optimizer(each)
+            Kept(each).check({name: weight for name, weight in weights.items() if name in names})
+    meta.check(model, {candidates[name].owner for name in first})
 
-    kept = None if optimizer is None else Kept(optimizer)
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
-    for name in targets:
-        owner, linear = candidates[name].owner, candidates[name].linear
-        if kept is not None:
-            kept.check({name: owner.get_parameter(candidates[name].weight)})
-        if isinstance(start, Mapping):
-            flat = checkpoint.topology_of(start, f"{name}." if name else "", candidates[name].shape)
-            layers[name] = SparseLinear.at(linear, flat)
-        else:
-            generator = topology.generator(seed, "start", name)
-            share = first[name] / linear.weight.numel()
-            layers[name] = SparseLinear.from_linear(linear, share, start=start, generator=generator)
-        layers[name].transposed = candidates[name].transposed
+    for name, connections in first.items():
+        layers[name] = _layer(candidates[name], connections, start, topology.generator(seed, "start", name))
     replaced, pieces = surgery.assemble(candidates, layers)
-    names = {module: name for name, module in model.named_modules() if module in replaced}
+    old = {module: name for name, module in model.named_modules() if module in replaced}
+    layers |= existing
 
     with ExitStack() as undo:
         surgery.replace_modules(model, replaced, undo)
         allocated = meta.materialize(model, undo)
-        wrapped = None
-        if optimizer is not None:
-            transfer.replace_parameters(optimizer, pieces, allocated, undo)
-            wrapped = SparseOptimizer(optimizer, layers, evolution, grown_state=grown_state, seed=seed, targets=targets)
-            undo.callback(wrapped._self_unhook)
+        wrapped: list[Any] = []
+        for each, was, names in zip(plain, given, dealt, strict=True):
+            transfer.replace_parameters(each, pieces, allocated, undo)
+            if isinstance(was, SparseOptimizer):
+                undo.callback(was._self_wrap, was._self_evolver)
+                was._self_unhook()
+            if names or not several:
+                own = {name: layer for name, layer in layers.items() if name in names}
+                each = SparseOptimizer(each, own, evolution, grown_state=grown_state, seed=seed, targets=targets)
+                undo.callback(each._self_unhook)
+            wrapped.append(each)
         model = replaced.get(model, model)
         loading.watch(model, undo)
         if isinstance(start, Mapping):
             _load_all(model, start, undo)
         undo.pop_all()
-    old_weights = retire(names, pieces)
-    if wrapped is not None:
-        wrapped._self_evolver.old_weights = old_weights
-    return model, wrapped
+    old_weights = retire(old, pieces)
+    for each in wrapped:
+        if isinstance(each, SparseOptimizer):
+            each._self_evolver.old_weights = old_weights
+    return model, tuple(wrapped) if several else wrapped[0] if wrapped else None
 
 
-def _counts(model: nn.Module, optimizer: Optimizer | None, state_dict: Mapping[str, Any]) -> dict[str, int]:
-    """Connections of each layer that is sparse in `state_dict`."""
-    eligibility.refuse_model(model)
-    candidates = find(model)
-    reasons = eligibility.why_dense(model, candidates, optimizer)
-    names = [prefix.removesuffix(".") for prefix in checkpoint.sparse_layers(state_dict)]
-    if not names:
-        raise ValueError("start must be the state dict of a sparse model, got one without sparse layers.")
-    for name in names:
-        to_serve = optimizer is None and reasons.get(name) == eligibility.FROZEN
-        if name not in candidates or (name in reasons and not to_serve):
-            why = reasons.get(name, "the model has no such linear layer")
-            raise ValueError(f"model must be able to have the sparse layers of start, got none at {name!r}: {why}.")
-    prefixes = {name: f"{name}." if name else "" for name in names}
-    return {name: len(checkpoint.topology_of(state_dict, prefixes[name], candidates[name].shape)) for name in names}
+def _check(optimizer: object, model: nn.Module, evolution: object, grown_state: object, seed: object) -> None:
+    """Raise unless `optimizer` can train `model`; one that is wrapped already may go on by another algorithm."""
+    if isinstance(optimizer, SparseOptimizer):
+        check_options(evolution, grown_state, seed)
+        here = set(model.modules())
+        if optimizer._self_evolver.layers and all(layer in here for layer in optimizer._self_evolver.layers.values()):
+            return
+    check_arguments(optimizer, evolution, grown_state, seed)
+
+
+def _deal(optimizers: Sequence[Any], weights: Mapping[str, Tensor]) -> list[set[str]]:
+    """The names of the layers that each optimizer is to evolve: those whose weight it holds.
+
+    Raises:
+        ValueError: two hold the same.
+    """
+    held = [{id(p) for p in holders.parameters(each)} for each in optimizers]
+    dealt = [{name for name, weight in weights.items() if id(weight) in ids} for ids in held]
+    for name in weights:
+        if sum(name in names for names in dealt) > 1:
+            raise ValueError(f"a layer must be trained by one optimizer, got several that hold that of {name!r}.")
+    return dealt
+
+
+def _layer(candidate: Candidate, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseLinear:
+    """The sparse layer that takes the place of a dense one.
+
+    Args:
+        connections: at first: so many, or these.
+    """
+    linear = candidate.linear
+    if isinstance(connections, int):
+        share = connections / linear.weight.numel()
+        how: Literal["random", "magnitude"] = "random" if start == "random" else "magnitude"
+        layer = SparseLinear.from_linear(linear, share, start=how, generator=generator)
+    else:
+        layer = SparseLinear.at(linear, connections)
+        if linear.weight.is_meta and isinstance(start, nn.Module):
+            with torch.no_grad():
+                _, values, bias = drawn(layer.shape, layer.nnz, layer.bias is not None, generator)
+                layer.values.copy_(values)
+                if layer.bias is not None and bias is not None:
+                    layer.bias.copy_(bias)
+    layer.transposed = candidate.transposed
+    return layer
 
 
 def _load_all(model: nn.Module, state_dict: Mapping[str, Any], undo: ExitStack) -> None:
@@ -176,14 +212,3 @@ def _load_all(model: nn.Module, state_dict: Mapping[str, Any], undo: ExitStack) 
         model.load_state_dict(state_dict)
     except RuntimeError as error:
         raise ValueError(f"start must be the state dict of this model, made sparse. {error}") from None
-
-
-def _first_counts(
-    model: nn.Module, density: float, targets: Mapping[str, int], distribution: Distribution, skip: Iterable[str]
-) -> dict[str, int]:
-    """Connections of each sparse layer where training begins denser than it ends."""
-    report = plan(model, density, distribution=distribution, skip=skip)
-    counts = {row.name: row.nnz for row in report.layers if row.name in targets}
-    if sum(counts.values()) < sum(targets.values()):
-        raise ValueError(f"start_density must be at least the density in the end, got {density:g}.")
-    return {name: max(count, targets[name]) for name, count in counts.items()}

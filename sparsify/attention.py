@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sparsify.kernels.operands import is_traced
 from sparsify.leaf import as_leaf
 from sparsify.linear import SparseLinear, adopt
+from sparsify.swap import Swap
 
 Projection = SparseLinear | nn.Linear
 
@@ -56,13 +57,34 @@ class SparseMultiheadAttention(nn.Module):
         super().__init__()
         adopt(self, attention)
         for name in PROJECTIONS:
-            self.add_module(name, projections[name])
+            self.add_module(name, projection := projections[name])
+            if isinstance(projection, SparseLinear):
+                projection.zero_bias = True
         for name in "bias_k", "bias_v":
             self.__dict__.pop(name, None)  # nn.MultiheadAttention has None for an attribute where it has no parameter
             self.register_parameter(name, getattr(attention, name))
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise biases as nn.MultiheadAttention does; the projections initialise their weights themselves."""
+        """Start anew: each projection as its own `reset_parameters` does, and biases as nn.MultiheadAttention does.
+
+        The values of sparse projections are uniform in ±1/sqrt(mean sparse fan-in), their biases zero, also where they
+        are reset by themselves; `bias_k` and `bias_v` are normal (Xavier).
+
+        Raises:
+            ValueError: as `SparseLinear.reset_parameters`. Nothing is changed.
+        """
+        projections = self.q_proj, self.k_proj, self.v_proj, self.out_proj
+        sparse = [projection for projection in projections if isinstance(projection, SparseLinear)]
+        swap = Swap([change for projection in sparse for change in projection.resetting()], sparse)
+        for projection in projections:
+            if not isinstance(projection, SparseLinear):
+                projection.reset_parameters()
+        swap.commit()
+        self.reset_own_biases()
+
+    def reset_own_biases(self) -> None:
+        """Initialise the biases alone, as nn.MultiheadAttention does."""
         for projection in self.q_proj, self.k_proj, self.v_proj, self.out_proj:
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)

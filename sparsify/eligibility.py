@@ -1,17 +1,15 @@
 """Which models and layers can be made sparse, and why others cannot."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
-from torch.optim import Optimizer
 
-from sparsify import kernels
+from sparsify import holders, kernels
 from sparsify.candidates import EVERYTHING, Candidate
 from sparsify.distributed import SHARDED
-from sparsify.linear import SparseLinear
 
 FROZEN = "it is frozen"
 """The reason of a layer whose weight does not train."""
@@ -23,8 +21,6 @@ def refuse_model(model: object) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
         where = f" in layer {name!r}" if name else ""
-        if isinstance(module, SparseLinear):
-            raise ValueError(f"model must be dense, got SparseLinear{where}. Use densify(model) first.")
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise ValueError(f"model must not be wrapped yet, got DistributedDataParallel{where}. Wrap it afterwards.")
         if any(kind.__name__ in ("FSDPModule", "FullyShardedDataParallel") for kind in type(module).__mro__):
@@ -36,10 +32,16 @@ def refuse_model(model: object) -> None:
             )
 
 
-def why_dense(model: nn.Module, candidates: Mapping[str, Candidate], optimizer: Optimizer | None) -> dict[str, str]:
-    """The reason of each linear map that cannot be sparse, whatever the density."""
+def why_dense(
+    model: nn.Module, candidates: Mapping[str, Candidate], optimizers: Sequence[object] | None
+) -> dict[str, str]:
+    """The reason of each linear map that cannot be sparse, whatever the density.
+
+    Args:
+        optimizers: that hold the parameters; None takes every trainable one as held.
+    """
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = None if optimizers is None else {id(p) for p in holders.parameters(*optimizers)}
     inside = {
         id(part) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()
     }
@@ -50,7 +52,7 @@ def why_dense(model: nn.Module, candidates: Mapping[str, Candidate], optimizer: 
             if type(linear).forward is not nn.Linear.forward or "forward" in linear.__dict__:
                 return "it has a forward of its own"
             if "weight" not in linear._parameters or is_parametrized(linear):
-                return "its weight is computed from others (parametrization, weight norm, pruning)"
+                return _computed(linear)
             if id(linear) in inside:
                 return "nn.MultiheadAttention reads its weight directly"
         if linear._parameters.keys() - {"weight", "bias"} or linear._buffers or linear._modules:
@@ -76,3 +78,9 @@ def why_dense(model: nn.Module, candidates: Mapping[str, Candidate], optimizer: 
 
     found = {name: why(candidate) for name, candidate in candidates.items()}
     return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _computed(linear: nn.Linear) -> str:
+    if hasattr(linear, "weight_mask"):
+        return 'its pruning is not permanent yet: prune.remove(layer, "weight") makes it so'
+    return "its weight is computed from others (parametrization, weight norm)"

@@ -45,6 +45,7 @@ class Evolver:
         parameters: the `values` of the layers, which stay the same objects.
         progress: where evolution stands.
         topologies: the digests of those that the optimizer's buffers belong to.
+        resets: how often each layer had been reset when its buffers last started afresh for that.
         ranks: the processes that train replicas of the model.
         recorders: keep the operands of backward passes, where the evolution that comes next needs them.
         loading: whether loading a state dict was begun, and not finished.
@@ -74,6 +75,7 @@ class Evolver:
             due=algorithm.due(1),
         )
         self.topologies = {name: layer.digest for name, layer in layers.items()}
+        self.resets = {name: layer.resets for name, layer in layers.items()}
         self.ranks = Ranks()
         self.recorders: dict[str, Recorder] = {}
         self.loading = False
@@ -132,13 +134,8 @@ class Evolver:
         """Evolve now, whatever the schedule says."""
         self._prepare()
         able = self._able()
-        if not able:
-            raise ValueError(
-                "evolve() must find a layer that trains, got none: all are frozen, have a learning rate of 0, or are "
-                "in no param group."
-            )
         ready = self._ready(able & (self.progress.trained | self._with_gradient()) or able)
-        if not ready:
+        if able and not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
         kept = self.kept()
         had_any = [name for name in self.stale() if name in ready and kept.has_any(self.parameters[name])]
@@ -154,6 +151,20 @@ class Evolver:
             raise RuntimeError(
                 "optimizer must have a whole state, got one whose loading was interrupted. Load the checkpoint again."
             )
+        if reset := [name for name, layer in self.layers.items() if layer.resets != self.resets[name]]:
+            self._begin_anew(reset)
+
+    def _begin_anew(self, names: Sequence[str]) -> None:
+        """`reset_parameters` was called on these layers: their state starts afresh, and their places are explored."""
+        kept, explored, changes = self.kept(), dict[str, Explored](), list[Change]()
+        for name, layer in [(name, self.layers[name]) for name in names]:
+            explored[name] = copy.copy(self.progress.explored[name])
+            explored[name].add(layer.flat())
+            changes += kept.afresh(self.parameters[name])
+            changes += () if layer.bias is None else kept.afresh(layer.bias)
+            changes += partial(self._note_topology, name), partial(self.resets.__setitem__, name, layer.resets)
+        Swap([*changes, partial(self.progress.explored.update, explored)], [self]).commit()
+        self.ranks.met = False  # they may have drawn different topologies
 
     def _prepare(self) -> None:
         self.check_whole()
@@ -204,8 +215,9 @@ class Evolver:
         """The gradient of each layer that has one, with the operands of the backward passes that made it."""
         if self._seen is not None:
             return self._seen
-        passes = {name: recorder.passes for name, recorder in self.recorders.items()}
-        return {name: (p.grad, passes.get(name, [])) for name, p in self.parameters.items() if p.grad is not None}
+        alone = self.ranks.group is None
+        made = {name: recorder.made(self.parameters[name].grad, alone) for name, recorder in self.recorders.items()}
+        return {name: (p.grad, made.get(name, [])) for name, p in self.parameters.items() if p.grad is not None}
 
     def _ready(self, trained: Collection[str], grows: bool = True) -> dict[str, tuple[Tensor | None, Passes]]:
         """The layers that evolve, with gradient and operands of backward passes where there are any.
@@ -377,6 +389,7 @@ class Evolver:
             raise
         self.progress.load_state_dict(state)
         self.topologies, self.recorders = {name: tuple(of) for name, of in state["topology"].items()}, {}
+        self.resets = {name: layer.resets for name, layer in self.layers.items()}
         self.ranks.met = False
         self._watch()
         self.loading = False

@@ -3,24 +3,27 @@
 import copy
 import math
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch_sparse import SparseStorage, SparseTensor
 
-from sparsify import kernels, meta, topology
+from sparsify import averaging, copies, kernels, meta, reference, topology
 from sparsify.distributions import check_density
-from sparsify.initialization import drawn_generator, fan_in_uniform
+from sparsify.initialization import drawn, drawn_generator
 from sparsify.kernels.operands import is_traced
 from sparsify.leaf import as_leaf
 from sparsify.matrix import SparseMatrix
+from sparsify.swap import Change, Swap
 from sparsify.topology import Indices, Shape
+
+if TYPE_CHECKING:
+    from torch_sparse import SparseTensor
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-    *("swap", "was_copied", "seen", "_checked", "transposed"),
+    *("swap", "was_copied", "seen", "_checked", "transposed", "zero_bias", "resets"),
 }
 """Attributes of a module that do not pass to the one that takes its place."""
 
@@ -45,6 +48,8 @@ class SparseLinear(SparseMatrix):
         bias: Parameter (out_features,) or None.
         transposed: whether a dense checkpoint has the weight as (in_features, out_features), as that of Hugging Face's
             Conv1D, in whose place the layer is then.
+        zero_bias: whether a new bias is zero, as that of a projection of attention, and not uniform.
+        resets: how often `reset_parameters` was called.
 
     Shape:
         input (*, in_features) -> output (*, out_features)
@@ -54,6 +59,7 @@ class SparseLinear(SparseMatrix):
     """
 
     bias: nn.Parameter | None
+    zero_bias: bool = False
 
     def __init__(
         self,
@@ -71,16 +77,10 @@ class SparseLinear(SparseMatrix):
                 raise ValueError(f"{name} must be at least 1, got {size}.")
         shape = (out_features, in_features)
         nnz = topology.connection_count(check_density(density), shape)
-        generator = generator or drawn_generator()
-        flat = topology.sample(out_features * in_features, nnz, generator).to(device or torch.get_default_device())
-        values = torch.empty(nnz, device=device, dtype=dtype)
-        values.copy_(fan_in_uniform(nnz, shape, nnz, generator))
-        offsets = None
-        if bias:
-            bound = 1 / math.sqrt(in_features)
-            drawn = torch.empty(out_features, device="cpu").uniform_(-bound, bound, generator=generator)
-            offsets = nn.Parameter(drawn.to(values))
-        self._assemble(shape, flat, values, offsets)
+        flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
+        values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
+        offsets = None if offset is None else nn.Parameter(offset.to(values))
+        self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
 
     def _assemble(self, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__(shape, flat, values)
@@ -187,11 +187,45 @@ class SparseLinear(SparseMatrix):
         adopt(layer, linear)
         return layer
 
+    def reset_parameters(self) -> None:
+        """Start anew: as many connections as now at other random places, with values and bias as of a new layer.
+
+        What is random follows torch's global generator. Gradients become None. The optimizer that trains the layer
+        starts the state of `values` and `bias` afresh when it next steps, and evolution goes on where its schedule is.
+
+        Raises:
+            ValueError: values or bias is no parameter of the layer's own. Nothing is changed.
+        """
+        Swap(self.resetting(), [self]).commit()
+
+    @torch.no_grad()
+    def resetting(self) -> list[Change]:
+        """Prepare what `reset_parameters` does; there is nothing to do for a layer on the meta device.
+
+        Raises:
+            ValueError: values or bias is no parameter of the layer's own.
+        """
+        if not topology.holds_numbers(self.values):
+            return []
+        if "bias" not in self._parameters:
+            raise ValueError(
+                "bias must be the layer's own parameter, got it computed from others. Undo what has replaced it "
+                "(pruning, parametrization) before the layer is reset."
+            )
+        bias = self._parameters["bias"]
+        flat, values, offsets = drawn(self.shape, self.nnz, bias is not None, drawn_generator())
+        counting = partial(setattr, self, "resets", self.resets + 1)
+        changes: list[Change] = [counting, self.replacement(flat, values, None)]
+        if bias is not None and offsets is not None:
+            changes.append(partial(_start, bias, torch.zeros_like(offsets) if self.zero_bias else offsets))
+        return [*changes, averaging.evolving(self, []), partial(copies.loaded, self)]
+
     @property
-    def weight(self) -> SparseTensor:
+    def weight(self) -> "SparseTensor":
         """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
         indices = self.indices()
-        storage = SparseStorage(
+        sparse = reference.torch_sparse()
+        storage = sparse.SparseStorage(
             row=topology.rows(indices.crow, self.nnz),
             rowptr=indices.crow.long(),
             col=indices.col.long(),
@@ -205,7 +239,7 @@ class SparseLinear(SparseMatrix):
             is_sorted=True,
             trust_data=True,
         )
-        return SparseTensor.from_storage(storage)
+        return sparse.SparseTensor.from_storage(storage)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
@@ -251,6 +285,12 @@ class SparseLinear(SparseMatrix):
             f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
             f"density={self.density:.3g}, bias={self.bias is not None}"
         )
+
+
+def _start(parameter: nn.Parameter, numbers: Tensor) -> None:
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        parameter.copy_(numbers)
+        parameter.grad = None
 
 
 def adopt(new: nn.Module, old: nn.Module) -> None:

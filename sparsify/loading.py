@@ -19,7 +19,9 @@ from sparsify.topology import Indices
 def watch(model: nn.Module, undo: ExitStack) -> None:
     """Have each module of `model` that holds sparse layers load them together."""
     for module in model.modules():
-        if any(isinstance(part, SparseMatrix) for part in module.modules()):
+        hooks = module._load_state_dict_pre_hooks.values()
+        known = any(getattr(hook, "hook", hook) is _load_sparse_layers for hook in hooks)
+        if not known and any(isinstance(part, SparseMatrix) for part in module.modules()):
             hook = module.register_load_state_dict_pre_hook(_load_sparse_layers)  # type: ignore[no-untyped-call]
             undo.callback(hook.remove)
 

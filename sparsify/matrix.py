@@ -57,6 +57,7 @@ class SparseMatrix(nn.Module):
     csc_row: Tensor
     csc_order: Tensor
     transposed: bool = False
+    resets: int = 0
     was_copied: bool = False
     seen: "Seen | None" = None
     swap: Swap | None = None

@@ -82,5 +82,6 @@ def _on_meta(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _reset(module: nn.Module) -> Callable[[], None] | None:
-    """The module's own initialisation; nn.MultiheadAttention's has an underscore."""
-    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    """The module's own initialisation; nn.MultiheadAttention's has an underscore, ours leaves the projections alone."""
+    names = "reset_own_biases", "reset_parameters", "_reset_parameters"
+    return next((method for name in names if (method := getattr(module, name, None)) is not None), None)

@@ -64,6 +64,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         targets: Mapping[str, int] | None = None,
     ) -> None:
         check_arguments(optimizer, evolution, grown_state, seed)
+        optimizer_state.check_optimizer(optimizer)
         seed = torch.initial_seed() if seed is None else seed
         self._self_wrap(Evolver(optimizer, layers, evolution, grown_state, seed, targets or {}))
 
@@ -141,7 +142,10 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         return result
 
     def evolve(self) -> Record:
-        """Drop and grow all sparse layers now, whatever the schedule says. In distributed training: on every rank.
+        """Drop and grow now, whatever the schedule says. In distributed training: on every rank.
+
+        All layers evolve that have trained since the last evolution; where none has, all that can train: a layer that
+        is frozen, in no param group, or has a learning rate of 0 stays as it is.
 
         Returns:
             the record that is appended to `history`.
@@ -246,7 +250,11 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
             f"optimizer must tell of its steps, got {type(optimizer).__name__}, which calls no step hooks, and "
             "holds no torch.optim.Optimizer that does. Call Optimizer.__init__ in its constructor."
         )
-    optimizer_state.check_optimizer(optimizer)
+    check_options(evolution, grown_state, seed)
+
+
+def check_options(evolution: object, grown_state: object, seed: object) -> None:
+    """Raise unless these are options of a SparseOptimizer."""
     if not isinstance(evolution, Evolution):
         raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
     if grown_state not in ("zero", "mean"):

@@ -199,7 +199,7 @@ class Kept:
         values = parameter.detach() if values is None else values
         made_again: set[int] = set()
         for each in self.optimizers:
-            if group_of(each, parameter) is None:
+            if (group := group_of(each, parameter)) is None:
                 continue
             if isinstance(each, LBFGS):
                 yield partial(_clear, each)
@@ -207,7 +207,8 @@ class Kept:
                 entry = each.state.get(parameter, {})
                 made_again |= {id(value) for value in entry.values()}
                 momentum = entry.get("momentum_buffer")
-                if isinstance(each, SGD) and isinstance(momentum, Tensor):  # fused, it takes none with and without
+                zero = group.get("fused") or not group.get("dampening")  # fused, it takes none with and without
+                if isinstance(each, SGD) and isinstance(momentum, Tensor) and zero:
                     zeros = momentum.new_zeros(len(values))
                     yield partial(each.state.__setitem__, parameter, {"momentum_buffer": zeros})
                 else:

@@ -98,7 +98,7 @@ def _assembled(owner: nn.Module, parts: Mapping[str, Projection]) -> nn.Module:
     assert isinstance(owner, nn.MultiheadAttention)
     attention = SparseMultiheadAttention(owner, parts)
     if owner.out_proj.weight.is_meta:
-        attention.reset_parameters()
+        attention.reset_own_biases()
     return attention
 
 

@@ -10,6 +10,9 @@ from . import torchvision_on_cpu  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
+TORCHS_OWN = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+"""torch.jit, torch.compile and forward-mode differentiation warn of PyTorch's own code, with dense models too."""
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -176,7 +176,7 @@ def fail_after(function):
         lambda patch, optimizer: patch.setattr(transfer, "replace_parameters", boom),
         lambda patch, optimizer: patch.setattr(surgery, "replace_modules", fail_after(surgery.replace_modules)),
         lambda patch, optimizer: patch.setattr(transfer, "replace_parameters", fail_after(transfer.replace_parameters)),
-        lambda patch, optimizer: patch.setattr(api, "SparseOptimizer", boom),
+        lambda patch, optimizer: patch.setattr(api.SparseOptimizer, "__init__", boom),
         lambda patch, optimizer: patch.setattr(optimizer, "register_step_pre_hook", boom),
         lambda patch, optimizer: patch.setattr(optimizer, "register_step_post_hook", boom),
     ],
@@ -249,10 +249,12 @@ def test_bad_options_are_named(options, error, message):
 def test_sparsify_twice_says_so():
     model = mlp(12, 16, 4)
     model, optimizer = sparsify(model, sgd(model), 0.3)
+    for again in optimizer, sgd(model), None:
+        with pytest.raises(ValueError, match=r"got SparseLinear in layer '0'. To prune it further: trim"):
+            sparsify(model, again, 0.3)
+    other = mlp(12, 16, 4)
     with pytest.raises(TypeError, match="must not be wrapped already"):
-        sparsify(model, optimizer, 0.3)
-    with pytest.raises(ValueError, match=r"model must be dense, got SparseLinear in layer '0'. Use densify"):
-        sparsify(model, sgd(model), 0.3)
+        sparsify(other, optimizer, 0.3)
 
 
 def test_factored_state_cannot_be_moved_and_says_so():

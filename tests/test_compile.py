@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from sparsify import GMP, SET, RigL, SparseLinear, densify, kernels, sparsify
 
-from .conftest import mlp
+from .conftest import TORCHS_OWN, mlp
 from .test_kernels import EACH
+
+pytestmark = TORCHS_OWN
 
 
 @pytest.fixture(autouse=True)

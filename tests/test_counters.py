@@ -6,7 +6,6 @@ import ptflops
 import pytest
 import torch
 import torchinfo
-from fvcore.nn import FlopCountAnalysis, parameter_count
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,8 +15,9 @@ from .conftest import mlp
 from .test_kernels import EACH
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # it imports distutils
+    warnings.simplefilter("ignore", DeprecationWarning)  # thop imports distutils, fvcore scripts with torch.jit
     import thop
+    from fvcore.nn import FlopCountAnalysis, parameter_count
 
 
 @pytest.fixture

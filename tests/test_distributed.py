@@ -6,13 +6,13 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam
 
@@ -21,6 +21,10 @@ from sparsify.distributed import Ranks, compare
 
 from .conftest import assert_same, mlp
 from .distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # it scripts its functions with torch.jit
+    from torch.distributed.optim import ZeroRedundancyOptimizer
 
 ROOT = Path(__file__).parent.parent
 

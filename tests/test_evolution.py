@@ -263,7 +263,7 @@ def test_gmp_drops_the_weakest_for_good():
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[0.4, -0.1, 0.3, -0.2]]))
-    layer, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.0), 0.5, evolution=GMP(2, interval=2))
+    layer, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=1e-9), 0.5, evolution=GMP(2, interval=2))
     for _ in range(2):
         layer(torch.ones(1, 4)).sum().backward()
         optimizer.step()

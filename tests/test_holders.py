@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import LBFGS, SGD, Adagrad, AdamW
 
-from sparsify import GMP, SET, GraNet, RigL, holders, sparsify, trim
+from sparsify import GMP, SET, GraNet, RigL, SparseOptimizer, holders, sparsify, trim
 from sparsify.evolution import Evolution, saliency
 
 from .conftest import assert_same, mlp
@@ -362,7 +362,7 @@ def test_a_call_that_fails_leaves_all_optimizers_as_they_were(name, monkeypatch)
     for batch in batches(4):
         step(model, optimizer, batch)
     kept = [copy.deepcopy(holders.buffers(optimizer)), copy.deepcopy(model.state_dict())]
-    monkeypatch.setattr("sparsify.api.SparseOptimizer", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(SparseOptimizer, "__init__", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sparsify(model, optimizer, 0.3)
     assert_same(

@@ -176,15 +176,6 @@ def test_without_native_kernels_the_slowness_is_said_once(monkeypatch):
     layer(x)  # no second warning, which would be an error
 
 
-@needs_native
-def test_a_second_derivative_is_refused():
-    layer, x = SparseLinear(5, 4, 0.5), torch.randn(3, 5, requires_grad=True)
-    with kernels.use("native"):
-        (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 def test_the_choice_can_be_read_and_forced():
     assert "torch_sparse" in kernels.available()
     with pytest.raises(ValueError, match=r"kernels must be one of .* got 'cuda'"), kernels.use("cuda"):

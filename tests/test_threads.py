@@ -84,7 +84,7 @@ def test_models_copied_averaged_and_loaded_in_threads():
 @pytest.mark.parametrize("evolution", [SET(None, grown_values=fan_in_uniform), GMP(until=60, interval=1)])
 def test_who_is_served_while_the_model_evolves_gets_the_model_before_or_after(evolution, name):
     model = mlp(300, 200)[0]
-    model, optimizer = sparsify(model, torch.optim.SGD([*model.parameters()], lr=0.0), 0.1, evolution=evolution)
+    model, optimizer = sparsify(model, torch.optim.SGD([*model.parameters()], lr=1e-30), 0.1, evolution=evolution)
     x = torch.randn(16, 300)
     right, done = set(), threading.Event()
 
@@ -98,6 +98,7 @@ def test_who_is_served_while_the_model_evolves_gets_the_model_before_or_after(ev
             if evolution.interval is None:
                 optimizer.evolve()
             else:
+                model.values.grad = torch.ones_like(model.values)
                 optimizer.step()
             right.add(answer().numpy().tobytes())
         done.set()

@@ -23,8 +23,8 @@ class Evolution:
     Any algorithm is one of these: a drop rule that scores connections, a scope that counts how many of the lowest go, a
     growth rule and schedules. All are plain functions; see README, "An algorithm of your own".
 
-    Only what trains evolves: a layer that is frozen, in no param group, with a learning rate of 0, or without a gradient
-    since the last evolution keeps topology and values.
+    Only what trains evolves: a layer that is frozen, in no param group, with a learning rate of 0, or without a
+    gradient since the last evolution keeps topology and values.
 
     Args:
         interval: evolve after step k when k is a multiple of it; or a callable step -> bool, asked once for each step,

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -67,9 +66,9 @@ def _backward(
     grad, input = grad.contiguous(), input.contiguous()
     if kernel is not native:
         operands.check_memory(*indices, input, values, grad)
-    if needs[1]:
-        record(grad, input, indices)
     result: tuple[Tensor | None, ...] = kernel.backward(grad, input, values.contiguous(), indices, needs)
+    if result[1] is not None:
+        record(grad, input, result[1], indices)
     return result
 
 
@@ -82,11 +81,11 @@ class _Linear(torch.autograd.Function):
         return _forward(ctx.kernel, input, values, bias, indices)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, values = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if is_direct(grad, values, None) and not torch.compiler.is_compiling():  # input was, when it came
+        again = torch.is_grad_enabled() or torch.compiler.is_compiling()  # to be differentiated again, or recorded
+        if not again and is_direct(grad, values, None):  # input was, when it came
             return *_backward(ctx.kernel, grad, input, values, ctx.indices, needs), None
         return *_gradients(_linear_backward, grad, input, values, ctx.indices, needs), None
 
@@ -172,11 +171,50 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, values, *indices = ctx.saved_tensors
-    operator = _TransformedBackward.apply if is_transformed() else _linear_backward
-    return *_gradients(operator, grad, input, values, indices, ctx.needs_input_grad[:3]), *[None] * 5
+    return *_gradients(_operators()[1], grad, input, values, indices, ctx.needs_input_grad[:3]), *[None] * 5
 
 
 _linear.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    *tensors, needs = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.needs = needs
+
+
+def _differentiate_backward(
+    ctx: Any, of_input: Tensor, of_values: Tensor, of_bias: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The derivative of the gradients: each part of it is a product of the same kinds.
+
+    Args:
+        of_input, of_values, of_bias: what comes back to the gradients of input, values and bias.
+    """
+    grad, input, values, *indices = ctx.saved_tensors
+    product, gradients = _operators()
+    terms = []
+    again_input = again_values = None
+    if ctx.needs[0]:
+        terms.append(product(of_input, values, None, *indices))
+        if ctx.needs_input_grad[2]:
+            again_values = gradients(grad, of_input, values, *indices, [False, True, False])[1]
+    if ctx.needs[1]:
+        terms.append(product(input, of_values, None, *indices))
+        if ctx.needs_input_grad[1]:
+            again_input = gradients(grad, input, of_values, *indices, [True, False, False])[0]
+    if ctx.needs[2]:
+        terms.append(of_bias.expand_as(grad))
+    return torch.stack(terms).sum(0), again_input, again_values, *[None] * 6
+
+
+_linear_backward.register_autograd(_differentiate_backward, setup_context=_keep_backward)
+
+
+def _operators() -> tuple[Any, Any]:
+    """The product and its gradients, differentiable in the way that is asked for now."""
+    return (_Transformed.apply, _TransformedBackward.apply) if is_transformed() else (_linear, _linear_backward)
 
 
 def _refuse_vmap(*_: Any) -> NoReturn:
@@ -215,14 +253,34 @@ class _Transformed(torch.autograd.Function):
 
 
 class _TransformedBackward(torch.autograd.Function):
-    """The same for gradients. It has no derivatives, so that second ones are refused, not silently zero."""
+    """The same for gradients."""
 
     @staticmethod
     def forward(*given: Any) -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = _linear_backward(*given)
         return result
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
-
+    setup_context = staticmethod(_keep_backward)
+    backward = staticmethod(_differentiate_backward)
     vmap = staticmethod(_refuse_vmap)
+
+    @staticmethod
+    def jvp(
+        ctx: Any, grad: Tensor | None, input: Tensor | None, values: Tensor | None, *rest: None
+    ) -> tuple[Tensor, ...]:
+        kept_grad, kept_input, kept_values, *indices = ctx.saved_tensors
+        first, second, _ = ctx.needs
+        gradients: Any = _TransformedBackward.apply
+        found = []
+        if grad is not None:
+            found.append(gradients(grad, kept_input, kept_values, *indices, ctx.needs))
+        if input is not None and second:
+            found.append((None, gradients(kept_grad, input, kept_values, *indices, [False, True, False])[1], None))
+        if values is not None and first:
+            found.append((gradients(kept_grad, kept_input, values, *indices, [True, False, False])[0], None, None))
+        full = kept_input.shape, kept_values.shape, kept_grad.shape[1:]
+        zeros = [kept_grad.new_zeros(shape if need else (0,)) for shape, need in zip(full, ctx.needs, strict=True)]
+        return tuple(
+            sum((part for part in parts if part is not None), start=zero)
+            for zero, parts in zip(zeros, zip(*found, strict=True), strict=True)
+        )

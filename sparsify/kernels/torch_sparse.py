@@ -1,9 +1,9 @@
 """torch-sparse's own kernels: the reference, on every device it was built for."""
 
 import torch
-import torch_sparse  # noqa: F401  (registers torch.ops.torch_sparse)
 from torch import Tensor
 
+from sparsify import reference
 from sparsify.topology import Indices, rows
 
 GATHERED = 2**18
@@ -17,7 +17,10 @@ def available() -> bool:
 
 def serves(values: Tensor) -> bool:
     """Whether these kernels can compute with `values`."""
-    return values.device.type == "cpu" or (values.device.type == "cuda" and torch.ops.torch_sparse.cuda_version() >= 0)
+    if values.device.type != "cuda":
+        return values.device.type == "cpu"
+    reference.torch_sparse()
+    return bool(torch.ops.torch_sparse.cuda_version() >= 0)
 
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
@@ -47,6 +50,7 @@ def _product(start: Tensor, index: Tensor, values: Tensor, input: Tensor) -> Ten
     """`input @ matrix.T` for a matrix in CSR."""
     if not len(input):  # torch-sparse divides by the batch size
         return input.new_empty(0, len(start) - 1)
+    reference.torch_sparse()  # registers its operators
     values, features_first = values.detach(), input.detach().t().contiguous()  # or it wants more, to differentiate
     product = torch.ops.torch_sparse.spmm_sum(None, start.long(), index.long(), values, None, None, features_first)
     output: Tensor = product.t().contiguous()
