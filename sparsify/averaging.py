@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsify import copies, living
 from sparsify.copies import Copy
-from sparsify.samples import Sample, at, has_numbers, holds_share
+from sparsify.samples import Sample, at, has_numbers, holds_share, share
 from sparsify.swap import LOCK, Change, Swap
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ def check(name: str, layer: "SparseMatrix") -> None:
             if _same_values(layer.values, copy.values):
                 copy.rewire(layer.flat(), copy.values.detach().clone(), None)
                 known.state = known.left = None
+            elif any(record.left is None for _, record in copies.originals(copy)):
+                copies.forget([copy], [layer])  # it is another's
             else:
-                _refuse_mixed(name, layer, known)
+                _refuse_mixed(name, layer, copy, known)
                 known.left.take()
 
 
@@ -89,7 +91,7 @@ def averages(name: str, layer: "SparseMatrix") -> list[Average]:
         if not known.is_average(copy):
             continue
         if known.left is None and _same_topology(layer, copy):
-            if _is_nearest(layer, copy):
+            if _is_of(layer, copy, known):
                 found.append(copy)
         elif known.asked:
             raise RuntimeError(
@@ -97,7 +99,7 @@ def averages(name: str, layer: "SparseMatrix") -> list[Average]:
                 "model's state_dict() into it."
             )
         else:
-            _refuse_mixed(name, layer, known)
+            _refuse_mixed(name, layer, copy, known)
     return [*found, *(kept for kept in _kept_of(layer) if kept.is_of(name, layer))]
 
 
@@ -117,27 +119,35 @@ def _evolved(layer: "SparseMatrix", averages: Sequence[Average], behind: "dict[S
     for copy, known in copies.of(layer):
         if copy in averages:
             known.state = known.sample = None
-            copies.forget_others(copy, layer)
+            copies.forget([copy], living.trained() - {layer})
         elif copy in behind:
             known.leave(behind[copy])
 
 
-def _is_nearest(layer: "SparseMatrix", copy: "SparseMatrix") -> bool:
+def _is_of(layer: "SparseMatrix", copy: "SparseMatrix", known: Copy) -> bool:
     """Whether `copy`, which may be one of several trained layers of the same topology, averages this one."""
-    known = [original for original, record in copies.originals(copy) if original is not layer and record.left is None]
-    trained = living.trained() if known else set()
-    rivals = [one for one in known if one in trained and _same_topology(one, copy)]
-    values = copy.values.detach()
-    near, *others = (float((one.values.detach() - values.to(one.values)).norm()) for one in (layer, *rivals))
-    return all(near <= other for other in others)
+    others = [original for original, record in copies.originals(copy) if original is not layer and record.left is None]
+    trained = living.trained() if others else set()
+    rivals = [one for one in others if one in trained and _same_topology(one, copy)]
+    sample = known.sample
+    if not rivals or sample is None or not sample.fits():
+        return True
+    now, before = sample.now(), sample.numbers
+    mine, *theirs = (share(now, before, at(one.values, sample.positions)) for one in (layer, *rivals))
+    return all(mine >= other for other in theirs)
 
 
-def _refuse_mixed(name: str, layer: "SparseMatrix", known: Copy) -> None:
+def _refuse_mixed(name: str, layer: "SparseMatrix", copy: "SparseMatrix", known: Copy) -> None:
     """Raise RuntimeError where a copy of another topology holds a share of the values of `layer`."""
     sample = known.sample
     if sample is None or not sample.fits() or len(layer.values) != sample.length:
         return
-    if holds_share(sample.now(), sample.numbers, at(layer.values, sample.positions)):
+    now, before, theirs = sample.now(), sample.numbers, at(layer.values, sample.positions).to(sample.vector.device)
+    if not _same_topology(layer, copy):  # where both have the same connection nothing is mixed
+        there = copy.values.device
+        differs = (layer.flat().to(there) != copy.flat())[sample.positions.to(there)]
+        now, before, theirs = now[differs], before[differs], theirs[differs]
+    if holds_share(now, before, theirs):
         raise RuntimeError(
             f"an average must be of the same connections, got a copy of layer {name!r} that averages weights across an "
             "evolution. Copy the model anew (copy.deepcopy, AveragedModel) when averaging begins."

@@ -107,19 +107,15 @@ def follows(copy: "SparseMatrix", layer: "SparseMatrix") -> None:
         _snapshot(copy, [layer], asked=True)
 
 
-def forget(layers: "Iterable[SparseMatrix]") -> None:
-    """They are copies of no other."""
+def forget(layers: "Iterable[SparseMatrix]", of_these: "Iterable[SparseMatrix] | None" = None) -> None:
+    """They are copies of no other, or only not `of_these`."""
     with LOCK:
         for layer in layers:
-            _records.pop(layer, None)
-
-
-def forget_others(copy: "SparseMatrix", layer: "SparseMatrix") -> None:
-    """It is a copy of `layer`, and of no other that is trained."""
-    with LOCK:
-        for original in living.trained() - {layer}:
-            if copy in _records:
-                _records[copy].pop(original, None)
+            known = _records.pop(layer, None)
+            if known is not None and of_these is not None:
+                for original in of_these:
+                    known.pop(original, None)
+                _records[layer] = known
 
 
 def of(layer: "SparseMatrix") -> "list[tuple[SparseMatrix, Copy]]":

@@ -161,22 +161,25 @@ def is_alike(one: Tensor, other: Tensor) -> bool:
 def holds_share(now: Tensor, before: Tensor, source: Tensor, least: float = 1e-5) -> bool:
     """Whether `now` is made of `before` and of a share of `source`, as an average is, and not of `before` alone.
 
-    However small the share is: what of `now` does not follow from `before` follows from `source`.
-
     Args:
         now, before, source: samples at the same positions.
         least: how much of `now` must not follow from `before`.
+    """
+    return share(now, before, source, least) > _least(len(now))
+
+
+def share(now: Tensor, before: Tensor, source: Tensor, least: float = 1e-5) -> float:
+    """How surely `now` holds a share of `source` beside `before`, however small it is: 1 if it does, 0 if not.
+
+    It is the correlation of what of `now` does not follow from `before` with what of `source` does not.
     """
     new, old, given = (_centred(sample) for sample in (now, before, source))
     square, whole, size = float(old @ old), np.linalg.norm(new), np.linalg.norm(given)
     if square:
         new, given = new - (new @ old) / square * old, given - (given @ old) / square * old
-    if np.linalg.norm(new) <= least * whole:
-        return False
-    if np.linalg.norm(given) <= 1e-9 * size:
-        return False  # it is `before` itself, of which nothing can be said
-    found = _correlation(new, given)
-    return found is not None and found > _least(len(now))
+    if np.linalg.norm(new) <= least * whole or np.linalg.norm(given) <= 1e-9 * size:
+        return 0.0  # nothing has come, or nothing can be said
+    return _correlation(new, given) or 0.0
 
 
 def _centred(sample: Tensor) -> np.ndarray:
