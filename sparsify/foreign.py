@@ -9,6 +9,7 @@ people write rightly (clamping, projections, noise, averages that evolve along) 
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -40,34 +41,31 @@ class Seen(Sample):
 
     Attributes:
         before: what was there before that; None where the layer had another number of connections.
-        name: of the layer; None until it has made a step since.
         checked: the topology that the values belong to.
+        owner: sees to them; None until it has made a step since.
     """
 
     def __init__(self, values: Tensor, positions: Tensor, before: Tensor | None) -> None:
         super().__init__(values, positions)
         self.before = before
-        self.name: str | None = None
         self.checked: Checked | None = None
-        self._looks, self._has_warned = 0, False
-
-    def belong(self, name: str, layer: "SparseMatrix") -> None:
-        """They are those of `layer` as it is now."""
-        self.name, self.checked, self._looks, self._has_warned = name, layer._checked, 0, False
+        self.owner: ReferenceType[ForeignWrites] | None = None
+        self.looks = 0
 
     def look(self, layer: "SparseMatrix") -> None:
         """Warn if `layer`, about to compute something without gradients, has the values of other connections."""
-        self._looks += 1
-        if self._has_warned or (self._looks > ALWAYS and self._looks % EACH) or self.name is None:
+        self.looks += 1
+        if (self.looks > ALWAYS and self.looks % EACH) or self.owner is None or self.checked is not layer._checked:
             return
         values = layer._parameters.get("values")
-        if self.checked is layer._checked and isinstance(values, Tensor) and is_direct(values, values, None):
-            self._has_warned = self.is_contradicted(self.name, layer, values)
-            if self._has_warned:
-                _warn_of_other_connections([self.name])
+        if isinstance(values, Tensor) and is_direct(values, values, None):
+            owner = self.owner()
+            if owner is not None and self.is_contradicted("", layer, values):
+                owner.warn_once()
 
-    def is_contradicted(self, name: str, layer: "SparseMatrix", values: Tensor) -> bool:
-        """Whether `values`, which `layer` has now at the topology that was seen, are of other connections."""
+    def is_contradicted(self, name: str, layer: "SparseMatrix", values: Tensor | None = None) -> bool:
+        """Whether the values of `layer`, or what stands for them, are of other connections than it has."""
+        values = layer.values if values is None else values
         if not has_numbers(values) or len(values) != self.length:
             return False  # an error by itself
         now, seen = at(values, self.positions), self.numbers
@@ -123,6 +121,8 @@ class ForeignWrites:
         self.is_copy, self._is_first = is_copy, True
         self._seen: list[Seen | None] = []
         self._samples: Samples | None = None
+        self._has_warned = False
+        self._reference = ref(self)
         living.trains(self)
 
     def check(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -143,10 +143,17 @@ class ForeignWrites:
             self._check_first_values()
             strangers.look_around(self.layers)
         elif self._samples is not None and self._samples.have_changed():
-            pairs = [(n, x, x.seen) for n, x in self.layers.items() if x.seen is not None and x.seen in self._seen]
-            found = [name for name, layer, seen in pairs if seen.is_contradicted(name, layer, layer.values)]
-            if found:
-                _warn_of_other_connections(found)
+            self.warn_once()
+
+    def warn_once(self) -> None:
+        """Warn of layers that have the values of other connections, unless that was done since the last step."""
+        if self._has_warned:
+            return
+        seen = [(name, layer, layer.seen) for name, layer in self.layers.items() if layer.seen in self._seen]
+        found = [name for name, layer, each in seen if each and each.is_contradicted(name, layer)]
+        if found:
+            self._has_warned = True
+            _warn_of_other_connections(found)
 
     def note(self) -> None:
         """After a step: these are the layers' own values."""
@@ -157,9 +164,10 @@ class ForeignWrites:
             self._samples = Samples(known) if known else None
         if self._samples is not None:
             self._samples.take()
-            for (name, layer), each in zip(self.layers.items(), seen, strict=True):
+            for layer, each in zip(self.layers.values(), seen, strict=True):
                 if each is not None:
-                    each.belong(name, layer)
+                    each.checked, each.owner, each.looks = layer._checked, self._reference, 0
+        self._has_warned = False
 
     def _check_first_values(self) -> None:
         """Warn where something has made all values of a layer the same since it became sparse."""
