@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsify import copies, living
 from sparsify.copies import Copy
-from sparsify.samples import Sample, at, has_numbers, holds_share, share
+from sparsify.samples import Sample, at, compare, has_numbers, holds_share
 from sparsify.swap import LOCK, Change, Swap
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _is_of(layer: "SparseMatrix", copy: "SparseMatrix", known: Copy) -> bool:
     if not rivals or sample is None or not sample.fits():
         return True
     now, before = sample.now(), sample.numbers
-    mine, *theirs = (share(now, before, at(one.values, sample.positions)) for one in (layer, *rivals))
+    mine, *theirs = (compare(now, before, at(one.values, sample.positions))[1] for one in (layer, *rivals))
     return all(mine >= other for other in theirs)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparsify import averaging, copies, living, strangers
 from sparsify.kernels.operands import is_direct
 from sparsify.parameters import check_unchanged
-from sparsify.samples import ALIKE, Sample, Samples, at, correlation, has_numbers, holds_share, spread
+from sparsify.samples import ALIKE, Sample, Samples, at, compare, has_numbers, is_share, spread
 from sparsify.swap import Change
 from sparsify.telling import warn
 
@@ -77,10 +77,9 @@ class Seen(Sample):
         return not any(_is_close(each, seen) or _is_close(each, now) for each in averages)  # exchanged, or copied
 
     def _differs(self, now: Tensor) -> bool:
-        likeness = correlation(now, self.numbers)
-        if likeness is not None and abs(likeness) < ALIKE:
-            return True
-        return self.before is not None and holds_share(now, self.numbers, self.before, least=0.01)
+        before = self.numbers if self.before is None else self.before
+        likeness, share = compare(now, self.numbers, before, least=0.01)
+        return (likeness is not None and abs(likeness) < ALIKE) or is_share(share, len(now))
 
 
 def seeing(layer: "SparseMatrix", update: "Update") -> Change:
@@ -133,10 +132,10 @@ class ForeignWrites:
         Raises:
             ValueError: another parameter stands in a layer.
         """
-        for name, layer in self.layers.items():
+        for (name, layer), values in zip(self.layers.items(), parameters.values(), strict=True):
             held = layer._parameters.get("values")
-            if held is not parameters[name] and held is not None:
-                check_unchanged(self.layers, parameters)
+            if held is not values and held is not None:
+                check_unchanged({name: layer}, {name: values})
         if self._is_first:
             self._is_first = self.is_copy = False
             copies.forget(self.layers.values())

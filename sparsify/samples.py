@@ -1,9 +1,10 @@
 """Some of the numbers of a vector: what shows, at next to no cost, whether other code has written to it."""
 
 import ctypes
+import math
 from collections.abc import Sequence
+from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,7 +73,8 @@ class Samples:
         self._samples = list(samples)
         self._located: list[tuple[Sample, Tensor, Tensor, int, int, torch.UntypedStorage, int]] = []
         self._others = self._samples
-        self._arguments: tuple[object, ...] = ()
+        self._rows: object = None
+        self._arguments: tuple[int, ...] = ()
 
     def take(self) -> None:
         """Take the numbers that are there now."""
@@ -120,9 +122,8 @@ class Samples:
             self._located.append((sample, numbers, vector, pointer, vector.nbytes, storage, storage.nbytes()))
             rows.append((pointer, positions.data_ptr(), len(positions), vector.itemsize, numbers.data_ptr()))
         if rows:
-            kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-            columns = zip(kinds, zip(*rows, strict=True), strict=True)
-            self._arguments = (len(rows), *((kind * len(rows))(*column) for kind, column in columns))
+            self._rows = (ctypes.c_int64 * (5 * len(rows)))(*chain.from_iterable(rows))
+            self._arguments = (len(rows), ctypes.addressof(self._rows))
 
 
 def spread(length: int, count: int, device: torch.device) -> Tensor:
@@ -147,51 +148,48 @@ def version(vector: Tensor) -> int:
     return -1 if vector.is_inference() else vector._version
 
 
-def correlation(one: Tensor, other: Tensor) -> float | None:
-    """Of two samples; None where one of them is constant, or too short to tell."""
-    return _correlation(*(_centred(sample) for sample in (one, other)))
+def likeness(one: Tensor, other: Tensor) -> float | None:
+    """The correlation of two samples; None where one of them is constant, or too short to tell."""
+    return compare(one, other, other)[0]
 
 
 def is_alike(one: Tensor, other: Tensor) -> bool:
     """Whether two samples correlate more than unrelated ones of their length ever do."""
-    found = correlation(one, other)
+    found = likeness(one, other)
     return found is not None and found > _least(len(one))
 
 
-def holds_share(now: Tensor, before: Tensor, source: Tensor, least: float = 1e-5) -> bool:
-    """Whether `now` is made of `before` and of a share of `source`, as an average is, and not of `before` alone.
+def holds_share(now: Tensor, before: Tensor, source: Tensor) -> bool:
+    """Whether `now` is made of `before` and of a share of `source`, as an average is, and not of `before` alone."""
+    return is_share(compare(now, before, source)[1], len(now))
+
+
+def is_share(share: float, count: int) -> bool:
+    """Whether what `compare` gives for samples of so many numbers is more than it ever is by chance."""
+    return share > _least(count)
+
+
+def compare(now: Tensor, before: Tensor, source: Tensor, least: float = 1e-5) -> tuple[float | None, float]:
+    """What `now` has of `before`, and of `source` beside it. All are samples at the same positions.
 
     Args:
-        now, before, source: samples at the same positions.
-        least: how much of `now` must not follow from `before`.
+        least: what of `now` does not follow from `before` counts from this part of it on.
+    Returns:
+        the correlation of `now` and `before`; and how surely `now` holds a share of `source`, however small it is: the
+        correlation of what does not follow from `before` in both, 0 where there is nothing.
     """
-    return share(now, before, source, least) > _least(len(now))
-
-
-def share(now: Tensor, before: Tensor, source: Tensor, least: float = 1e-5) -> float:
-    """How surely `now` holds a share of `source` beside `before`, however small it is: 1 if it does, 0 if not.
-
-    It is the correlation of what of `now` does not follow from `before` with what of `source` does not.
-    """
-    new, old, given = (_centred(sample) for sample in (now, before, source))
-    square, whole, size = float(old @ old), np.linalg.norm(new), np.linalg.norm(given)
-    if square:
-        new, given = new - (new @ old) / square * old, given - (given @ old) / square * old
-    if np.linalg.norm(new) <= least * whole or np.linalg.norm(given) <= 1e-9 * size:
-        return 0.0  # nothing has come, or nothing can be said
-    return _correlation(new, given) or 0.0
-
-
-def _centred(sample: Tensor) -> np.ndarray:
-    numbers: np.ndarray = sample.detach().to("cpu", torch.float64).numpy()
-    return numbers - numbers.mean() if len(numbers) else numbers
-
-
-def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
-    if len(one) < 4 or not norms or not np.isfinite(norms) or norms < 1e-30:
-        return None
-    return float(one @ other) / norms
+    if len(now) < 4:
+        return None, 0.0
+    numbers = torch.stack([sample.detach().to("cpu", torch.float64) for sample in (now, before, source)]).numpy()
+    numbers = numbers - numbers.sum(1, keepdims=True) / len(now)
+    (nn, nb, ns), (_, bb, bs), (_, _, ss) = (numbers @ numbers.T).tolist()
+    if not math.isfinite(nn + bb + ss) or min(nn, bb) < 1e-60:
+        return None, 0.0
+    rest, given = nn - nb * nb / bb, ss - bs * bs / bb
+    share = 0.0
+    if rest > least * least * nn and given > 1e-12 * ss:
+        share = (ns - nb * bs / bb) / math.sqrt(rest * given)
+    return nb / math.sqrt(nn * bb), share
 
 
 def _least(count: int) -> float:
