@@ -4,6 +4,7 @@ from sparsify.api import sparsify
 from sparsify.attention import SparseMultiheadAttention
 from sparsify.distributions import epsilon, erdos_renyi, uniform
 from sparsify.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
+from sparsify.following import follow
 from sparsify.initialization import fan_in_uniform, zeros
 from sparsify.interchange import densify
 from sparsify.linear import SparseLinear
@@ -30,6 +31,7 @@ __all__ = [
     "epsilon",
     "erdos_renyi",
     "fan_in_uniform",
+    "follow",
     "plan",
     "sparsify",
     "summary",

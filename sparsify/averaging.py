@@ -1,71 +1,57 @@
-"""Copies of a layer whose values are averaged (SWA, EMA, mean teachers): they evolve with it.
+"""Averages of a layer's values (SWA, EMA, target networks) evolve with it.
 
-An average is elementwise, so it is right as long as both layers have one topology. A deep copy that something else than
-training or loading has written to is taken for an average: when its original evolves it evolves alike, and keeps what
-was averaged of the connections that survive. A copy that nothing has written to is a snapshot and stays as it is; if an
-average is begun in it later, of other connections than its own, that is refused.
+An average is elementwise, so it is right as long as both have one topology. If anything but training or loading writes
+to a copy of a layer (see `copies`), we treat it as an average: when its original evolves it evolves alike, and keeps
+what was averaged of the connections that survive. A copy that nothing has written to stays as it is; if an average is
+begun in it later, of other connections than its own, that is refused.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from sparsify.swap import LOCK
-from sparsify.topology import fingerprint
+from sparsify import copies, living
+from sparsify.copies import Copy
+from sparsify.samples import Sample, at, compare, has_numbers, holds_share
+from sparsify.swap import LOCK, Change, Swap
 
 if TYPE_CHECKING:
     from sparsify.matrix import SparseMatrix
 
 
-@dataclass
-class _Copy:
-    """What is known of a copy.
+class Average(Protocol):
+    """What evolves with a layer."""
 
-    fingerprint: of its values when they were copied or loaded, while it is a snapshot; None for an average.
-    left_at: the version of its values when its original evolved without it.
-    """
+    swap: Swap | None
 
-    fingerprint: str | None
-    left_at: int | None = None
+    @property
+    def values(self) -> Tensor:
+        """One for each connection of the layer."""
 
-
-_copies: "WeakKeyDictionary[SparseMatrix, WeakKeyDictionary[SparseMatrix, _Copy]]" = WeakKeyDictionary()
-"""original -> its copies that are alive and not trained themselves."""
+    def replacement(self, flat: Tensor, values: Tensor, grad: Tensor | None) -> Change:
+        """Prepare to take over a topology with the values that belong to it."""
 
 
-def copied(original: "SparseMatrix", copy: "SparseMatrix") -> None:
-    """`copy` is a deep copy of `original`."""
+class Kept(Average, Protocol):
+    """An average that is no layer; see `following`."""
+
+    def is_of(self, name: str, layer: "SparseMatrix") -> bool:
+        """Whether it is there still. Raise RuntimeError where it does not fit `layer`."""
+
+
+_kept: "WeakKeyDictionary[SparseMatrix, list[Kept]]" = WeakKeyDictionary()
+"""layer -> averages of it that are no layers."""
+
+
+def keep(layer: "SparseMatrix", kept: Kept, is_same: Callable[[Kept], bool]) -> None:
+    """From now on `kept` evolves with `layer`, in the place of what is the same."""
     with LOCK:
-        original.was_copied = True
-        _copies.setdefault(original, WeakKeyDictionary())[copy] = _Copy(fingerprint(copy.values))
-    if copy.values.requires_grad:
-        copy.values.register_post_accumulate_grad_hook(partial(_trained, ref(copy)))  # type: ignore[no-untyped-call]
-
-
-def loaded(layer: "SparseMatrix") -> None:
-    """The values of `layer` come from a checkpoint: if it is a copy, it is a snapshot now."""
-    with LOCK:
-        for copies in _copies.values():
-            if layer in copies:
-                copies[layer] = _Copy(fingerprint(layer.values))
-
-
-@contextmanager
-def converted(layer: "SparseMatrix") -> Iterator[None]:
-    """Within this block `layer` changes its dtype or device: if it is a snapshot, it stays one."""
-    with LOCK:
-        known = [copies[layer] for copies in _copies.values() if layer in copies]
-    snapshots = [one for one in known if one.fingerprint == fingerprint(layer.values)]
-    yield
-    for one in snapshots:
-        one.fingerprint = fingerprint(layer.values)
-        one.left_at = None if one.left_at is None else layer.values._version
+        _kept[layer] = [*(one for one in _kept.get(layer, []) if not is_same(one)), kept]
+        layer.was_copied = True
 
 
 def check(name: str, layer: "SparseMatrix") -> None:
@@ -76,54 +62,104 @@ def check(name: str, layer: "SparseMatrix") -> None:
     Raises:
         RuntimeError: a copy mixes different connections, or averages indices.
     """
-    for copy, known in _copies_of(layer):
-        if known.left_at is None:
+    for copy, known in copies.of(layer):
+        if known.left is None:
             if not copy.is_checked() and not _same_topology(layer, copy):
                 raise RuntimeError(
                     f"an average must leave indices as they are, got a copy of layer {name!r} that averages and rounds "
                     "them. Average parameters only: use_buffers=False in AveragedModel and Lightning's WeightAveraging."
                 )
-        elif copy.values._version != known.left_at:
-            if not _same_values(layer.values, copy.values):
-                raise _mixed(name)
-            copy.rewire(layer.flat(), copy.values.detach().clone(), None)
-            known.fingerprint = known.left_at = None
+        elif known.left.have_changed():
+            if _same_values(layer.values, copy.values):
+                copy.rewire(layer.flat(), copy.values.detach().clone(), None)
+                known.state = known.left = None
+            elif any(record.left is None for _, record in copies.originals(copy)):
+                copies.forget([copy], [layer])  # it is another's
+            else:
+                _refuse_mixed(name, layer, copy, known)
+                known.left.take()
 
 
-def averages(name: str, layer: "SparseMatrix") -> list["SparseMatrix"]:
-    """The copies that have to evolve with `layer`, which is about to; nothing is changed.
+def averages(name: str, layer: "SparseMatrix") -> list[Average]:
+    """What has to evolve with `layer`, which is about to; nothing is changed.
 
     Raises:
-        RuntimeError: a copy holds averages of other connections than its own.
+        RuntimeError: an average is of other connections than its own, or does not fit the layer.
     """
-    written = {copy: known for copy, known in _copies_of(layer) if known.fingerprint != fingerprint(copy.values)}
-    if any(known.left_at is not None or not _same_topology(layer, copy) for copy, known in written.items()):
-        raise _mixed(name)
-    return list(written)
-
-
-def evolved(layer: "SparseMatrix", averages: Sequence["SparseMatrix"]) -> None:
-    """`layer` has another topology now, and so have `averages`; its other copies are left behind."""
-    for copy, known in _copies_of(layer):
-        if copy in averages:
-            known.fingerprint = None
+    found: list[Average] = []
+    for copy, known in copies.of(layer):
+        if not known.is_average(copy):
+            continue
+        if known.left is None and _same_topology(layer, copy):
+            if _is_of(layer, copy, known):
+                found.append(copy)
+        elif known.asked:
+            raise RuntimeError(
+                f"average must have the topology of the model that it follows, got another in layer {name!r}. Load the "
+                "model's state_dict() into it."
+            )
         else:
-            known.left_at = copy.values._version
+            _refuse_mixed(name, layer, copy, known)
+    return [*found, *(kept for kept in _kept_of(layer) if kept.is_of(name, layer))]
 
 
-def _trained(copy: "ReferenceType[SparseMatrix]", _: Tensor) -> None:
-    """A gradient has come to a copy: it is trained for itself, and follows no other."""
-    layer = copy()
-    if layer is not None:
-        with LOCK:
-            for copies in _copies.values():
-                copies.pop(layer, None)
+def values_of(name: str, layer: "SparseMatrix") -> list[Tensor]:
+    """The values of the averages that have the topology of `layer`."""
+    layers = [copy.values for copy, known in copies.of(layer) if known.left is None]
+    return [*layers, *(kept.values for kept in _kept_of(layer) if kept.is_of(name, layer))]
+
+
+def evolving(layer: "SparseMatrix", averages: Sequence[Average]) -> Change:
+    """Prepare to note that `layer` has another topology, and so have `averages`; its other copies are left behind."""
+    behind = {copy: copies.take_sample(copy) for copy, _ in copies.of(layer) if copy not in averages}
+    return partial(_evolved, layer, averages, behind)
+
+
+def _evolved(layer: "SparseMatrix", averages: Sequence[Average], behind: "dict[SparseMatrix, Sample | None]") -> None:
+    for copy, known in copies.of(layer):
+        if copy in averages:
+            known.state = known.sample = None
+            copies.forget([copy], living.trained() - {layer})
+        elif copy in behind:
+            known.leave(behind[copy])
+
+
+def _is_of(layer: "SparseMatrix", copy: "SparseMatrix", known: Copy) -> bool:
+    """Whether `copy`, which may be one of several trained layers of the same topology, averages this one."""
+    others = [original for original, record in copies.originals(copy) if original is not layer and record.left is None]
+    trained = living.trained() if others else set()
+    rivals = [one for one in others if one in trained and _same_topology(one, copy)]
+    sample = known.sample
+    if not rivals or sample is None or not sample.fits():
+        return True
+    now, before = sample.now(), sample.numbers
+    mine, *theirs = (compare(now, before, at(one.values, sample.positions))[1] for one in (layer, *rivals))
+    return all(mine >= other for other in theirs)
+
+
+def _refuse_mixed(name: str, layer: "SparseMatrix", copy: "SparseMatrix", known: Copy) -> None:
+    """Raise RuntimeError where a copy of another topology holds a share of the values of `layer`."""
+    sample = known.sample
+    if sample is None or not sample.fits() or len(layer.values) != sample.length:
+        return
+    now, before, theirs = sample.now(), sample.numbers, at(layer.values, sample.positions).to(sample.vector.device)
+    if not _same_topology(layer, copy):  # where both have the same connection nothing is mixed
+        there = copy.values.device
+        differs = (layer.flat().to(there) != copy.flat())[sample.positions.to(there)]
+        now, before, theirs = now[differs], before[differs], theirs[differs]
+    if holds_share(now, before, theirs):
+        raise RuntimeError(
+            f"an average must be of the same connections, got a copy of layer {name!r} that averages weights across an "
+            "evolution. Copy the model anew (copy.deepcopy, AveragedModel) when averaging begins."
+        )
 
 
 def _same_values(one: Tensor, other: Tensor) -> bool:
     """But for rounding: some write p + (q - p) / 1 to copy q."""
+    if one.shape != other.shape or not has_numbers(other):
+        return False
     close = 1e-6 * one.abs().max().item()
-    return one.shape == other.shape and torch.allclose(one, other.to(one), rtol=0, atol=close)
+    return torch.allclose(one, other.to(one), rtol=0, atol=close)
 
 
 def _same_topology(one: "SparseMatrix", other: "SparseMatrix") -> bool:
@@ -133,15 +169,8 @@ def _same_topology(one: "SparseMatrix", other: "SparseMatrix") -> bool:
         return False
 
 
-def _copies_of(layer: "SparseMatrix") -> list[tuple["SparseMatrix", _Copy]]:
+def _kept_of(layer: "SparseMatrix") -> list[Kept]:
     if not layer.was_copied:
         return []
     with LOCK:
-        return list(_copies.get(layer, {}).items())
-
-
-def _mixed(name: str) -> RuntimeError:
-    return RuntimeError(
-        f"an average must be of the same connections, got a copy of layer {name!r} that averages weights across an "
-        "evolution. Copy the model anew (copy.deepcopy, AveragedModel) when averaging begins."
-    )
+        return list(_kept.get(layer, []))

@@ -9,7 +9,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from sparsify import averaging, topology
+from sparsify import copies, topology
 from sparsify.swap import Change, Swap
 from sparsify.telling import warn
 from sparsify.topology import Shape
@@ -101,7 +101,7 @@ def take_over(
         raise ValueError("\n\t".join(errors))
     loaded = [layer for layer, *_ in weights]
     changes = [change for *_, change in weights]
-    Swap([*changes, *beside, *(partial(averaging.loaded, layer) for layer in loaded)], loaded).commit()
+    Swap([*changes, *beside, *(partial(copies.loaded, layer) for layer in loaded)], loaded).commit()
     _say_what_was_left_out([(layer, found["weight"]) for layer, found, _ in weights if "weight" in found])
     return loaded
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsify import averaging, optimizer_state, topology
+from sparsify import averaging, optimizer_state, strangers, topology
+from sparsify.averaging import Average
 from sparsify.distributed import Ranks, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.evolve import Update, checked_grown_values, evolve
@@ -19,9 +20,9 @@ from sparsify.evolution.progress import Progress, Record
 from sparsify.evolution.rewire import rewiring, view
 from sparsify.evolution.scopes import across_layers
 from sparsify.evolution.view import Passes, needs_gradient
+from sparsify.foreign import ForeignWrites
 from sparsify.kernels import Recorder
 from sparsify.linear import SparseLinear
-from sparsify.matrix import SparseMatrix
 from sparsify.optimizer_state import GrownState, Kept, group_of
 from sparsify.parameters import check_held, check_unchanged
 from sparsify.replaced import OldWeights, warn_of_old_weights
@@ -49,6 +50,7 @@ class Evolver:
         recorders: keep the operands of backward passes, where the evolution that comes next needs them.
         loading: whether loading a state dict was begun, and not finished.
         old_weights: dense weights that the layers have replaced.
+        foreign: sees to what other code writes into the layers between steps.
         is_checked: whether what the optimizer keeps was found to be elementwise, after a step.
     """
 
@@ -78,8 +80,8 @@ class Evolver:
         self.recorders: dict[str, Recorder] = {}
         self.loading = False
         self.old_weights: OldWeights = []
-        self._nonzero = [name for name, values in self.parameters.items() if values.any()]
         self.is_checked = False
+        self.foreign = ForeignWrites(self.layers)
         self._around: list[ReferenceType[Any]] = []
         self._reached: set[str] = set()
         self._seen: dict[str, tuple[Tensor, Passes]] | None = None
@@ -108,6 +110,7 @@ class Evolver:
             self._seen = {
                 name: (gradient.clone(), list(passes)) for name, (gradient, passes) in self._gradients().items()
             }
+        self.foreign.note()
 
     def end_step(self) -> None:
         """After the optimizer has stepped: evolve where that is due."""
@@ -125,6 +128,7 @@ class Evolver:
             self._evolve(self._ready(progress.trained, grows=not self._is_late), due)
         progress.due, self._seen = due, None
         self.watch()
+        self.foreign.note()
 
     def evolve(self) -> Record:
         """Evolve now, whatever the schedule says."""
@@ -136,6 +140,7 @@ class Evolver:
         kept = self.kept()
         had_any = [name for name in self.stale() if name in ready and kept.has_any(self.parameters[name])]
         record = self._evolve(ready)
+        self.foreign.note()
         _say_afresh(had_any)
         return record
 
@@ -165,6 +170,7 @@ class Evolver:
         self.check_whole()
         for name, layer in self.layers.items():
             averaging.check(name, layer)
+        self.foreign.check(self.parameters)
         if not self.ranks.met:
             self._meet()
 
@@ -242,6 +248,7 @@ class Evolver:
         views, surplus, stale = [], [], self.stale()
         kept = self.kept()
         kept.check({name: layer.values for name, layer in layers.items() if name not in stale})
+        strangers.look_around(layers)
         averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
         for name, layer in layers.items():
             generator = topology.generator(progress.seed, "evolution", progress.evolutions, name)
@@ -272,7 +279,7 @@ class Evolver:
         name: str,
         update: Update,
         grown: Tensor,
-        averages: Sequence[SparseMatrix],
+        averages: Sequence[Average],
         stale: bool,
         kept: Kept | None = None,
     ) -> Iterator[Change]:
@@ -295,8 +302,6 @@ class Evolver:
         """Once before the first step, and once after loading: check the optimizer, and that all ranks begin alike."""
         ranks, progress = self.ranks, self.progress
         check_unchanged(self.layers, self.parameters)
-        if not progress.step and (emptied := [name for name in self._nonzero if not self.parameters[name].any()]):
-            _say_emptied(emptied)
         kept, self.is_checked = self.kept(), False
         for name, values in self.parameters.items():
             if not kept.fits(values):
@@ -447,10 +452,3 @@ def _say_afresh(names: Sequence[str]) -> None:
             f"The topologies of {', '.join(map(repr, names))} are not those that their optimizer state belongs to: it "
             "starts afresh. To resume training, load model and optimizer from the same checkpoint."
         )
-
-
-def _say_emptied(names: Sequence[str]) -> None:
-    warn(
-        f"All values of {', '.join(map(repr, names))} were set to zero before the first step: code that initialises "
-        "by dim() > 1 takes them for a bias. Initialise before sparsify(), or call reset_parameters() of these layers."
-    )

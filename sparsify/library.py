@@ -42,6 +42,7 @@ def _load() -> ctypes.CDLL | None:
         getattr(library, f"sparsify_index_{bits}").argtypes = [pointer, number, number, number, threads, *[pointer] * 5]
     library.sparsify_digest.argtypes = [pointer, number, threads, pointer]
     library.sparsify_common.argtypes = [pointer, number, pointer, number, pointer]
+    library.sparsify_sample.argtypes = [number, pointer, threads]
     library.sparsify_put.argtypes = [number, pointer, pointer, pointer]
     library.sparsify_sort.argtypes = [pointer, number, number]
     library.sparsify_places.argtypes = [pointer, number, pointer, number, pointer]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from sparsify import averaging, kernels, meta, reference, topology
+from sparsify import averaging, copies, kernels, meta, reference, topology
 from sparsify.distributions import check_density
 from sparsify.initialization import drawn, drawn_generator
 from sparsify.kernels.operands import is_traced
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-    *("swap", "was_copied", "_checked", "transposed", "zero_bias", "resets"),
+    *("swap", "was_copied", "seen", "_checked", "transposed", "zero_bias", "resets"),
 }
 """Attributes of a module that do not pass to the one that takes its place."""
 
@@ -218,7 +218,7 @@ class SparseLinear(SparseMatrix):
         changes: list[Change] = [counting, self.replacement(flat, values, None)]
         if bias is not None and offsets is not None:
             changes.append(partial(_start, bias, torch.zeros_like(offsets) if self.zero_bias else offsets))
-        return [*changes, partial(averaging.evolved, self, []), partial(averaging.loaded, self)]
+        return [*changes, averaging.evolving(self, []), partial(copies.loaded, self)]
 
     @property
     def weight(self) -> "SparseTensor":

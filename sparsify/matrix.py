@@ -3,20 +3,23 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparsify import averaging, checkpoint, library, topology
+from sparsify import checkpoint, copies, library, living, topology
 from sparsify.kernels.operands import is_traced
 from sparsify.swap import LOCK, Change, Swap, settle
 from sparsify.topology import Digest, Indices, Shape
 
+if TYPE_CHECKING:
+    from sparsify.foreign import Seen
+
 DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
 
-FLEETING = ("swap", "was_copied", "_checked")
+FLEETING = ("swap", "was_copied", "seen", "_checked")
 """Attributes that a copy does not take along."""
 
 
@@ -56,6 +59,7 @@ class SparseMatrix(nn.Module):
     transposed: bool = False
     resets: int = 0
     was_copied: bool = False
+    seen: "Seen | None" = None
     swap: Swap | None = None
     _checked: Checked | None = None
 
@@ -68,18 +72,23 @@ class SparseMatrix(nn.Module):
         for name, index in indices._asdict().items():
             self.register_buffer(name, index, persistent=name not in DERIVED)
         self._trust(topology.digest(flat))
+        living.made(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseMatrix":
         new = memo[id(self)] = type(self).__new__(type(self))
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         if self.is_checked():
             new._trust(self.digest)
-        averaging.copied(self, new)
+        copies.copied(self, new)
         return new
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self)
         return {name: value for name, value in self.__dict__.items() if name not in FLEETING}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        living.made(self)
 
     @property
     def shape(self) -> Shape:
@@ -108,6 +117,11 @@ class SparseMatrix(nn.Module):
     def last_digest(self) -> Digest:
         """That of the topology which was last checked, or put in place."""
         return self._checked.digest  # type: ignore[union-attr]  # there is one from the beginning
+
+    @property
+    def was_checked(self) -> bool:
+        """Whether `last_digest` is there: not where the layer was unpickled and not used yet."""
+        return self._checked is not None
 
     def flat(self) -> Tensor:
         """The topology as sorted flat indices `row * in_features + col`, (nnz,) int64."""
@@ -155,6 +169,8 @@ class SparseMatrix(nn.Module):
         """`product` of values and indices that belong together: again, where another thread changes them meanwhile."""
         if torch.compiler.is_compiling():
             return product(self._held())
+        if self.seen is not None and not (self.training and torch.is_grad_enabled()):
+            self.seen.look(self)
         while True:
             indices = self.indices()
             try:
@@ -273,7 +289,7 @@ class SparseMatrix(nn.Module):
         """What `.to()`, `.half()` and the like do: nothing else writes here."""
         settle(self)
         digest = self.digest if self.is_checked() else None
-        with averaging.converted(self):
+        with copies.converted(self):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if digest is not None:
             self._trust(digest)

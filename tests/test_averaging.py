@@ -201,8 +201,8 @@ def test_a_copy_that_is_trained_goes_its_own_way(how):
 
 
 @pytest.mark.parametrize("sync", [False, True])
-@pytest.mark.parametrize(("update", "refused_at"), [(ema, 6), (data_ema, 7)])  # .data is seen at the next evolution
-def test_an_average_begun_in_an_old_copy_is_refused(update, refused_at, sync):
+@pytest.mark.parametrize("update", [ema, data_ema])
+def test_an_average_begun_in_an_old_copy_is_refused(update, sync):
     model, optimizer = pair()
     average = copy.deepcopy(model)
     for number in range(6):
@@ -211,17 +211,15 @@ def test_an_average_begun_in_an_old_copy_is_refused(update, refused_at, sync):
     if sync:
         for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
-    for number in range(6, refused_at):
-        step(model, optimizer, number)
     flat, values = topologies(model), model[0].values.detach().clone()
     with pytest.raises(
         RuntimeError, match=r"copy of layer '0' that averages weights across an evolution. Copy the model"
     ):
-        step(model, optimizer, refused_at)
+        step(model, optimizer, 6)
     assert_same(topologies(model), flat)
-    assert torch.equal(model[0].values, values) == (update is ema), "refused before the step"
+    assert torch.equal(model[0].values, values), "refused before the step"
     del average
-    step(model, optimizer, refused_at)
+    step(model, optimizer, 6)
 
 
 @pytest.mark.parametrize("reason", ["nothing dropped", "a rule that fails"])

@@ -433,7 +433,7 @@ def test_code_that_takes_values_for_a_bias_is_told():
     model, optimizer = build()
     for parameter in model.parameters():
         nn.init.xavier_uniform_(parameter) if parameter.dim() > 1 else nn.init.zeros_(parameter)
-    with pytest.warns(UserWarning, match=r"All values of '0', '2' were set to zero.*call reset_parameters\(\)"):
+    with pytest.warns(UserWarning, match=r"All values of '0', '2' are the same number.*call reset_parameters\(\)"):
         train(model, optimizer, 0, 1)
     reset(model)
     assert all(layer.values.all() for layer in (model[0], model[2]))

@@ -1,12 +1,12 @@
 """Where an `Update` is prepared for carrying out: values, gradient, topology and optimizer buffers move together."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from sparsify import averaging
+from sparsify import averaging, foreign
+from sparsify.averaging import Average
 from sparsify.evolution.evolve import Update
 from sparsify.evolution.view import LayerView, Passes, alone
 from sparsify.matrix import SparseMatrix
@@ -21,13 +21,13 @@ def rewiring(
     grown: Tensor,
     kept: Kept | None = None,
     grown_state: GrownState = "zero",
-    averages: Sequence[SparseMatrix] = (),
+    averages: Sequence[Average] = (),
 ) -> Iterator[Change]:
     """Prepare `update`: survivors keep value, gradient and optimizer state; `grown` are the new values.
 
     Args:
         kept: by the optimizers that hold its values.
-        averages: copies of `layer` that evolve alike; see `averaging`.
+        averages: of its values, which evolve alike; see `averaging`.
     Returns:
         the changes that carry it out; none where the topology stays. Nothing is changed yet.
     """
@@ -40,7 +40,8 @@ def rewiring(
         yield each.replacement(there.flat, there.move(each.values.detach(), new), moved)
     if kept is not None:
         yield from kept.moves(layer.values, update, grown.to(layer.values), grown_state)
-    yield partial(averaging.evolved, layer, averages)
+    yield averaging.evolving(layer, averages)
+    yield foreign.seeing(layer, update)
 
 
 def view(

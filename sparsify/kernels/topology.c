@@ -204,3 +204,23 @@ int sparsify_merge(const int64_t *flat, const uint8_t *survives, int64_t nnz, co
   }
 LOWEST(sparsify_lowest_32, float, uint32_t)
 LOWEST(sparsify_lowest_64, double, uint64_t)
+
+// Some entries of each of `count` arrays: copied to a sample where `take`, else compared with what stands there. A row
+// for each array: its address, that of the positions, how many these are, bytes of an entry, address of the sample.
+// Returns 1 where an entry differs.
+int sparsify_sample(int64_t count, const int64_t *rows, int take) {
+  for (const int64_t *row = rows; row < rows + 5 * count; row += 5) {
+    const char *array = (const char *)(intptr_t)row[0];
+    const int64_t *positions = (const int64_t *)(intptr_t)row[1];
+    const size_t bytes = (size_t)row[3];
+    char *sample = (char *)(intptr_t)row[4];
+    for (int64_t i = 0; i < row[2]; i++, sample += bytes) {
+      const char *entry = array + (size_t)positions[i] * bytes;
+      if (take)
+        memcpy(sample, entry, bytes);
+      else if (memcmp(sample, entry, bytes))
+        return 1;
+    }
+  }
+  return 0;
+}
