@@ -114,10 +114,10 @@ class ForeignWrites:
         self.layers = layers
         self._varied = [(name, layer, layer._checked) for name, layer in layers.items() if _varies(layer.values)]
         copies.forget(layers.values())
-        self._begin(is_copy=False)
+        self._begin()
 
-    def _begin(self, is_copy: bool) -> None:
-        self.is_copy, self._is_first = is_copy, True
+    def _begin(self) -> None:
+        self.has_stepped = False
         self._seen: list[Seen | None] = []
         self._samples: Samples | None = None
         self._has_warned = False
@@ -136,8 +136,8 @@ class ForeignWrites:
             held = layer._parameters.get("values")
             if held is not values and held is not None:
                 check_unchanged({name: layer}, {name: values})
-        if self._is_first:
-            self._is_first = self.is_copy = False
+        if not self.has_stepped:
+            self.has_stepped = True
             copies.forget(self.layers.values())
             self._check_first_values()
             strangers.look_around(self.layers)
@@ -188,7 +188,7 @@ class ForeignWrites:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.layers, self._varied = state["layers"], []
-        self._begin(is_copy=True)
+        self._begin()
 
 
 def _varies(values: Tensor) -> bool:
