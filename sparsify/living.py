@@ -24,6 +24,13 @@ class Trainer(Protocol):
         """By name."""
 
 
+class Looks(Protocol):
+    """Is told by a layer of each forward pass without gradients, before it."""
+
+    def look(self, layer: "SparseMatrix") -> None:
+        """See whether something has written to the layer."""
+
+
 _layers: "WeakSet[SparseMatrix]" = WeakSet()
 _trainers: "WeakSet[Trainer]" = WeakSet()
 
@@ -56,3 +63,9 @@ def trained() -> "set[SparseMatrix]":
     """Those that an optimizer trains and evolves."""
     with LOCK:
         return {layer for trainer in _trainers if trainer.has_stepped for layer in trainer.layers.values()}
+
+
+def name(layer: "SparseMatrix") -> str:
+    """That by which its optimizer knows a layer; nothing where there is none."""
+    with LOCK:
+        return next((name for trainer in _trainers for name, one in trainer.layers.items() if one is layer), "")
