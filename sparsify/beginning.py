@@ -1,13 +1,14 @@
 """Decides what `sparsify()` begins with: the layers that become sparse, and those that are and go on."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from sparsify import holders, starts
 from sparsify.candidates import Candidate
-from sparsify.distributions import Distribution
+from sparsify.distributions import Distribution, in_proportion
 from sparsify.evolution import Evolution
 from sparsify.linear import SparseLinear
 from sparsify.planning import FULL, WAYS, Decision, Density, check_dense, connections, decide, plan
@@ -62,7 +63,7 @@ def begin(
         raise ValueError(f"model must hold an nn.Linear that can be sparse, got none.\n{report}")
     first = decision.counts
     if prunes and evolution.start_density is not None:
-        first = _first_counts(model, evolution.start_density, decision.counts, distribution, skip)
+        first = _first_counts(decision, density, evolution.start_density, distribution)
     targets = decision.counts | {name: layer.nnz for name, layer in existing.items()}
     return Beginning(decision.candidates, dict(first), existing, targets)
 
@@ -130,11 +131,21 @@ def _prune_further(
 
 
 def _first_counts(
-    model: nn.Module, density: float, targets: Mapping[str, int], distribution: Distribution, skip: Iterable[str]
+    decision: Decision, density: Density, start_density: float, distribution: Distribution
 ) -> dict[str, int]:
-    """Connections of each sparse layer where training begins denser than it ends."""
-    report = plan(model, density, distribution=distribution, skip=skip)
-    counts = {row.name: row.nnz for row in report.layers if row.name in targets}
-    if sum(counts.values()) < sum(targets.values()):
-        raise ValueError(f"start_density must be at least the density in the end, got {density:g}.")
-    return {name: max(count, targets[name]) for name, count in counts.items()}
+    """Connections of each sparse layer where training begins denser than it ends.
+
+    Over the layers that the target counts, full ones too: shared out by `distribution` where that shares the target
+    out, else in proportion to the target's densities.
+    """
+    full = [name for name, reason in decision.reasons.items() if reason == FULL]
+    shapes = {name: decision.candidates[name].shape for name in [*decision.counts, *full]}
+    places = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+    ends = {name: decision.counts.get(name, places[name]) for name in shapes}
+    if start_density * sum(places.values()) + len(shapes) < sum(ends.values()):  # each is rounded
+        raise ValueError(f"start_density must be at least the density in the end, got {start_density:g}.")
+    share = distribution
+    if isinstance(density, Mapping) or callable(density):
+        share = partial(in_proportion, {name: end / places[name] for name, end in ends.items()})
+    firsts = connections(start_density, shapes, share, shapes)
+    return {name: max(firsts[name], count) for name, count in decision.counts.items()}

@@ -42,17 +42,33 @@ def erdos_renyi(shapes: Mapping[str, Shape], density: float) -> dict[str, float]
         LeNet-300-100 at 0.1 -> fc1 0.0796, fc2 0.2302, fc3 1.0
     Source: Mocanu et al. 2018; Evci et al. 2020 (arXiv:1911.11134).
     """
+    return in_proportion({name: (outs + ins) / (outs * ins) for name, (outs, ins) in shapes.items()}, shapes, density)
+
+
+def in_proportion(ratios: Mapping[str, float], shapes: Mapping[str, Shape], density: float) -> dict[str, float]:
+    """Share a global density among layers in proportion to `ratios`.
+
+    Layers whose share would pass 1 stay dense; the rest are solved again, so the global budget holds.
+
+    Args:
+        ratios: layer name -> a positive number.
+        shapes: layer name -> (out_features, in_features).
+        density: share of all weights kept, in (0, 1].
+    Returns:
+        layer name -> density in (0, 1].
+    Raises:
+        ValueError: density is outside (0, 1].
+    """
     check_density(density)
     places = {name: out_features * in_features for name, (out_features, in_features) in shapes.items()}
-    ratio = {name: (shapes[name][0] + shapes[name][1]) / places[name] for name in shapes}
     dense: set[str] = set()
     while True:
         rest = [name for name in shapes if name not in dense]
         budget = density * sum(places.values()) - sum(places[name] for name in dense)
-        scale = budget / sum(ratio[name] * places[name] for name in rest) if rest else 0.0
-        full = {name for name in rest if scale * ratio[name] >= 1}
+        scale = budget / sum(ratios[name] * places[name] for name in rest) if rest else 0.0
+        full = {name for name in rest if scale * ratios[name] >= 1}
         if not full:
-            return {name: 1.0 if name in dense else scale * ratio[name] for name in shapes}
+            return {name: 1.0 if name in dense else scale * ratios[name] for name in shapes}
         dense |= full
 
 

@@ -7,12 +7,21 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from sparsify import holders, kernels
+from sparsify import adapters, holders, kernels
 from sparsify.candidates import EVERYTHING, Candidate
 from sparsify.distributed import SHARDED
 
 FROZEN = "it is frozen"
 """The reason of a layer whose weight does not train."""
+
+HARMLESS = {
+    *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__", "__constants__"),
+    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__conditional_annotations__"),
+    *("__orig_bases__", "__parameters__", "__type_params__", "__abstractmethods__", "_abc_impl", "_is_protocol"),
+    *("__firstlineno__", "__static_attributes__", "__class_getitem__", "__init_subclass__", "__subclasshook__"),
+    *("__init__", "__repr__", "reset_parameters", "extra_repr", "_get_name"),
+}
+"""What a subclass may define, and a sparse layer in its place does without: how it is made, and how it is shown."""
 
 
 def refuse_model(model: object) -> None:
@@ -46,8 +55,14 @@ def why_dense(
         id(part) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()
     }
 
+    of_adapters = adapters.why_dense(model)
+
     def why(candidate: Candidate) -> str | None:
         owner, linear = candidate.owner, candidate.linear
+        if (adapter := of_adapters.get(owner)) == adapters.UNDER_PEFT and not linear.weight.requires_grad:
+            return FROZEN
+        if adapter is not None:
+            return adapter
         if linear is owner:
             if type(linear).forward is not nn.Linear.forward or "forward" in linear.__dict__:
                 return "it has a forward of its own"
@@ -55,6 +70,9 @@ def why_dense(
                 return _computed(linear)
             if id(linear) in inside:
                 return "nn.MultiheadAttention reads its weight directly"
+        for module in owner, linear:
+            if own := _own_members(type(module)):
+                return own
         if linear._parameters.keys() - {"weight", "bias"} or linear._buffers or linear._modules:
             return "it holds more than a weight and a bias"
         weight = owner.get_parameter(candidate.weight)
@@ -78,6 +96,17 @@ def why_dense(
 
     found = {name: why(candidate) for name, candidate in candidates.items()}
     return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _own_members(kind: type) -> str | None:
+    """The reason of a layer whose class has what a sparse layer in its place would lose; None where it has nothing."""
+    known = next((base for base in (nn.MultiheadAttention, nn.Linear) if issubclass(kind, base)), kind)
+    own = {n: x for each in kind.__mro__ if each not in known.__mro__ for n, x in vars(each).items()}
+    names = sorted(own.keys() - HARMLESS)
+    if not names:
+        return None
+    what = "methods" if any(callable(own[name]) or hasattr(own[name], "__get__") for name in names) else "attributes"
+    return f"its class {kind.__name__} has {what} of its own: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def _computed(linear: nn.Linear) -> str:

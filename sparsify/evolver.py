@@ -85,7 +85,7 @@ class Evolver:
         self._around: list[ReferenceType[Any]] = []
         self._reached: set[str] = set()
         self._seen: dict[str, tuple[Tensor, Passes]] | None = None
-        self._watch()
+        self.watch()
 
     def begin_step(self) -> None:
         """Before the optimizer steps: its buffers must belong to the topologies, and all ranks must begin alike."""
@@ -127,7 +127,7 @@ class Evolver:
         if progress.due:
             self._evolve(self._ready(progress.trained, grows=not self._is_late), due)
         progress.due, self._seen = due, None
-        self._watch()
+        self.watch()
         self.foreign.note()
 
     def evolve(self) -> Record:
@@ -270,7 +270,7 @@ class Evolver:
             for name, update in updates.items()
         ]
         owners: list[Swapped] = [self, *layers.values(), *chain.from_iterable(averages.values())]
-        following = [] if due is None else [self._watch]
+        following = [] if due is None else [self.watch]
         Swap([*chain.from_iterable(changes), noting, *following], owners).commit()
         return record
 
@@ -334,7 +334,7 @@ class Evolver:
     def _device(self) -> torch.device:
         return next(iter(self.layers.values())).values.device
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Keep the operands of the backward passes, where the evolution that comes next needs them."""
         coming = self.progress.due or self.algorithm.interval is None
         if not (coming and needs_gradient(self.algorithm.grow)):
@@ -391,7 +391,7 @@ class Evolver:
         self.topologies, self.recorders = {name: tuple(of) for name, of in state["topology"].items()}, {}
         self.resets = {name: layer.resets for name, layer in self.layers.items()}
         self.ranks.met = False
-        self._watch()
+        self.watch()
         self.loading = False
 
     def _load_wrapped(self, state: Any, before: Kept, topologies: Mapping[str, Digest]) -> None:
@@ -401,7 +401,10 @@ class Evolver:
         topology than the one that is loaded.
         """
         standard = optimizer_state.is_standard(self.optimizer)
-        backup = None if standard else copy.deepcopy(self.optimizer.state_dict())
+        if standard and len(before.optimizers) == 1:
+            self.optimizer.load_state_dict(state)
+            return
+        backup = copy.deepcopy(self.optimizer.state_dict())
         try:
             self.optimizer.load_state_dict(state)
             kept, changes = self.kept(), list[Change]()
@@ -414,8 +417,7 @@ class Evolver:
                     held = values.detach() if len(values) == nnz else values.new_zeros(nnz)
                     changes += kept.fill(values, held, left)
         except Exception:
-            if backup is not None:
-                self.optimizer.load_state_dict(backup)
+            self.optimizer.load_state_dict(backup)
             raise
         for change in changes:
             change()
@@ -426,7 +428,7 @@ class Evolver:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._watch()
+        self.watch()
 
     def _stateful(self) -> list[tuple[str, Any]]:
         """The rules and schedules that have state of their own, as a user's may; ours have none."""

@@ -241,6 +241,15 @@ class SparseLinear(SparseMatrix):
         )
         return sparse.SparseTensor.from_storage(storage)
 
+    @weight.setter
+    def weight(self, weight: "SparseTensor") -> None:
+        """Take its own weight, and nothing else: who unwraps a layer may hand it over (PEFT)."""
+        if not isinstance(weight, reference.torch_sparse().SparseTensor) or weight.storage.value() is not self.values:
+            raise AttributeError(
+                f"weight must be the layer's own, got another {type(weight).__name__}. Write into `values`, or load a "
+                "state dict for another topology."
+            )
+
     def forward(self, input: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
         if isinstance(input, Proxy):

@@ -83,6 +83,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
                 undo.callback(each.register_step_pre_hook(before).remove)
                 undo.callback(each.register_step_post_hook(after).remove)
             self._self_hooks = undo.pop_all()
+        evolver.watch()
 
     @property
     def evolution(self) -> Evolution:
@@ -195,6 +196,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def _self_unhook(self) -> None:
         """Let the wrapped optimizer step as it did before it was wrapped."""
         self._self_hooks.close()
+        self._self_evolver.recorders = {}
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         calls, evolver = self._self_calls, self._self_evolver

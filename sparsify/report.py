@@ -51,6 +51,11 @@ class LayerReport:
         """Share of all places that are connections."""
         return self.nnz / max(1, math.prod(self.shape))
 
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is larger than dense, and expected to be slower too."""
+        return self.bytes > self.dense_bytes and self.speed_up is not None and self.speed_up < 1
+
 
 @dataclass(frozen=True)
 class Report:
@@ -166,6 +171,8 @@ def _cells(layer: LayerReport) -> tuple[str, ...]:
     shape = " x ".join(map(str, layer.shape))
     numbers = f"{layer.density:.4g}", f"{layer.nnz:,}", f"{layer.bytes:,}", f"{layer.dense_bytes:,}"
     speed = "" if layer.speed_up is None else f"{layer.speed_up:.1f} x"
-    left = f"{layer.kind} left dense: {layer.reason}" if layer.reason else ""
+    remark = f"{layer.kind} left dense: {layer.reason}" if layer.reason else ""
+    if layer.is_worse:
+        remark = "larger and slower than dense" + (": name it in skip" if layer.without_inputs is None else "")
     dead = "" if layer.without_inputs is None else f"{layer.without_inputs:,} + {layer.without_outputs:,}"
-    return layer.name or "(model)", shape, *numbers, speed, dead, left
+    return layer.name or "(model)", shape, *numbers, speed, dead, remark

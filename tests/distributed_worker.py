@@ -249,6 +249,25 @@ def divergence(rank):
     return found
 
 
+def reset(rank):
+    """Between folds, by one seed; and then by another on each rank."""
+    model, optimizer = prepare(rank, RigL(interval=2))
+    replica = DistributedDataParallel(model)
+    train(replica, optimizer, own_batches(3))
+    found = {}
+    for what, seed in ("one seed", 7), ("two seeds", rank):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        if what == "two seeds":
+            found[what] = at_first_step(rank, model, optimizer, replica)[0]
+        else:
+            train(replica, optimizer, own_batches(3, start=3))
+            found[what] = copy.deepcopy(outcome(model, optimizer))
+    return found
+
+
 def own_numbers(layer, count):
     """A growth rule of a user's who forgot `layer.generator`: each rank has other numbers."""
     torch.manual_seed(dist.get_rank())
@@ -368,7 +387,7 @@ def main():
         train(DistributedDataParallel(late), late_optimizer, own_batches(8))
         found = {"initialised_late": outcome(late, late_optimizer)}
         checks = seeds_and_data_differ, half_batches, weights_differ, passes_differ, no_passes
-        checks += gradient_on_one_rank_only, subgroup, alone, refusals, divergence, sharded, traffic
+        checks += gradient_on_one_rank_only, subgroup, alone, refusals, divergence, reset, sharded, traffic
         for check in checks:
             found[check.__name__] = check(rank)
         (folder / "uninterrupted").mkdir(exist_ok=True)

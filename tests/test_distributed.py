@@ -168,6 +168,14 @@ def test_after_divergence_loading_one_checkpoint_puts_ranks_right(ranks, what):
     assert first["optimizer"]["sparsify"]["evolutions"] == 2
 
 
+def test_ranks_that_reset_alike_go_on_and_others_are_told(ranks):
+    first, second = (found["reset"]["one seed"] for found in ranks)
+    assert_same(first, second)
+    assert first["optimizer"]["sparsify"]["evolutions"] == 3
+    for found in ranks:
+        assert found["reset"]["two seeds"].startswith("RuntimeError: topology must be the same on every rank")
+
+
 def test_sharding_is_refused_before_and_after(ranks):
     for found in ranks:
         assert "model must not be sharded, got FSDP" in found["sharded"]["before"]

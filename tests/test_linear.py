@@ -82,6 +82,17 @@ def test_weight_is_a_sparse_tensor_attached_to_autograd():
     assert torch.equal(weight.t().to_dense(), layer.to_dense().t())
 
 
+def test_weight_can_be_set_to_itself_alone():
+    layer, other = SparseLinear(20, 12, 0.3), SparseLinear(20, 12, 0.3)
+    before = layer.to_dense()
+    layer.weight = layer.weight
+    assert torch.equal(layer.to_dense(), before)
+    for weight in other.weight, torch.zeros(12, 20), None:
+        with pytest.raises(AttributeError, match="weight must be the layer's own"):
+            layer.weight = weight
+    assert torch.equal(layer.to_dense(), before)
+
+
 def test_initial_values_are_scaled_to_the_sparse_fan_in():
     layer = SparseLinear(1000, 400, 0.1)
     assert layer.nnz == 40_000

@@ -179,3 +179,26 @@ def test_the_total_counts_tied_weights_once():
         str(96 * 4 + 32 * 4 + 4 * (96 + 18)),
         "640",
     ]
+
+
+def test_the_plan_says_where_a_layer_would_be_larger_and_slower_than_dense():
+    model = nn.Sequential(nn.Linear(64, 40), nn.Linear(40, 4), nn.Linear(4, 2000))
+    report = plan(model, {"0": 0.2, "1": 0.5, "2": 0.3})
+    for row in report.layers:
+        nnz, (outs, ins) = row.nnz, row.shape
+        larger = 4 * nnz + 4 * (3 * nnz + outs + 1 + ins + 1) > 4 * outs * ins
+        assert row.is_worse == (larger and row.speed_up < 1)
+    assert [row.is_worse for row in report.layers[:2]] == [False, True]  # the first is slower, and smaller
+    lines = str(report).splitlines()
+    assert not lines[1].rstrip().endswith("dense: name it in skip")
+    assert lines[2].endswith("larger and slower than dense: name it in skip")
+    assert "larger" not in lines[-1]
+    model, _ = sparsify(model, None, {"1": 0.5})
+    assert str(summary(model)).splitlines()[2].endswith("larger and slower than dense")
+    assert [row.is_worse for row in summary(model).layers] == [False, True, False]
+
+
+def test_the_plan_is_quiet_where_a_layer_gains():
+    report = plan(nn.Linear(2000, 1000), 0.02)
+    assert not report.layers[0].is_worse
+    assert "larger" not in str(report)

@@ -427,3 +427,18 @@ def test_folds_of_a_cross_validation_do_not_know_of_each_other():
     seen = F.cross_entropy(model(x), y).item()
     reset(model)
     assert seen < 1.3 < F.cross_entropy(model(x), y).item()
+
+
+def test_code_that_takes_values_for_a_bias_is_told():
+    model, optimizer = build()
+    for parameter in model.parameters():
+        nn.init.xavier_uniform_(parameter) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+    with pytest.warns(UserWarning, match=r"All values of '0', '2' are the same number.*call reset_parameters\(\)"):
+        train(model, optimizer, 0, 1)
+    reset(model)
+    assert all(layer.values.all() for layer in (model[0], model[2]))
+    train(model, optimizer, 1, 5)  # warnings are errors
+    dense = mlp(12, 16, 4)
+    nn.init.zeros_(dense[2].weight)  # before: it was meant so
+    model, optimizer = sparsify(dense, SGD(dense.parameters()), 0.3)
+    train(model, optimizer, 0, 2)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import weakref
 
 import pytest
 import torch
@@ -246,6 +247,17 @@ def test_a_call_that_fails_leaves_the_wrapped_optimizer_at_work(monkeypatch):
             sparsify(model, optimizer, evolution=RigL(1))
     train(model, optimizer, 2)
     assert len(optimizer.history) == 2
+
+
+def test_an_algorithm_that_is_over_keeps_no_backward_passes():
+    model, _ = sparsify(mlp(12, 16, 4), None, 0.3)
+    model, first = sparsify(model, sgd(model), evolution=RigL(None))
+    recorders = [weakref.ref(recorder) for recorder in first._self_evolver.recorders.values()]
+    train(model, first, 1)
+    model, second = sparsify(model, first, evolution=SET(2))
+    train(model, second, 3)
+    assert len(recorders) == 2
+    assert not any(recorder() for recorder in recorders)
 
 
 # Several optimizers for the parts of one model

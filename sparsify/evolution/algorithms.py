@@ -37,7 +37,8 @@ class Evolution:
         drop: the drop rule, layer -> scores: `magnitude`, `saliency` or `sparing_units(...)`.
         scope: over what the fraction counts: `per_sign`, `per_layer` or `across_layers`.
         grow: the growth rule, (layer, count) -> places: `uniformly`, `by_gradient`, `mixed(...)`, ...
-        start_density: training begins with this density, shared out like the target's; None begins at the target.
+        start_density: training begins with this density, over the layers of the target and shared out like it; None
+            begins at the target.
         surplus: with a start density: step -> share of the connections beyond the target's that are left, such as
             `cubic(begin, end)`.
     Raises:
