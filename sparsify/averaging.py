@@ -9,13 +9,14 @@ begun in it later, of other connections than its own, that is refused.
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
 from sparsify import copies, living
 from sparsify.copies import Copy
+from sparsify.kernels.operands import is_direct
 from sparsify.samples import Sample, at, compare, has_numbers, holds_share
 from sparsify.swap import LOCK, Change, Swap
 
@@ -63,21 +64,41 @@ def check(name: str, layer: "SparseMatrix") -> None:
         RuntimeError: a copy mixes different connections, or averages indices.
     """
     for copy, known in copies.of(layer):
-        if known.left is None:
-            if not copy.is_checked() and not _same_topology(layer, copy):
-                raise RuntimeError(
-                    f"an average must leave indices as they are, got a copy of layer {name!r} that averages and rounds "
-                    "them. Average parameters only: use_buffers=False in AveragedModel and Lightning's WeightAveraging."
-                )
-        elif known.left.have_changed():
-            if _same_values(layer.values, copy.values):
-                copy.rewire(layer.flat(), copy.values.detach().clone(), None)
-                known.state = known.left = None
-            elif any(record.left is None for _, record in copies.originals(copy)):
-                copies.forget([copy], [layer])  # it is another's
-            else:
-                _refuse_mixed(name, layer, copy, known)
-                known.left.take()
+        if known.left is not None:
+            _check_behind(name, layer, copy, known)
+        elif not copy.is_checked() and not _same_topology(layer, copy):
+            raise RuntimeError(
+                f"an average must leave indices as they are, got a copy of layer {name!r} that averages and rounds "
+                "them. Average parameters only: use_buffers=False in AveragedModel and Lightning's WeightAveraging."
+            )
+
+
+class Behind:
+    """Sees to a copy that was left behind when it computes something without gradients: see `check`."""
+
+    def __init__(self, layer: "SparseMatrix", known: Copy) -> None:
+        self._layer, self._known = ref(layer), known
+
+    def look(self, copy: "SparseMatrix") -> None:
+        """Before a forward pass."""
+        layer, values = self._layer(), copy._parameters.get("values")
+        if layer is None or self._known.left is None:
+            copy.seen = None
+        elif values is not None and is_direct(values, values, None):
+            _check_behind(living.name(layer), layer, copy, self._known)
+
+
+def _check_behind(name: str, layer: "SparseMatrix", copy: "SparseMatrix", known: Copy) -> None:
+    if known.left is None or not known.left.have_changed():
+        return
+    if _same_values(layer.values.detach(), copy.values.detach()):
+        copy.rewire(layer.flat(), copy.values.detach().clone(), None)
+        known.state = known.left = None
+    elif any(record.left is None for _, record in copies.originals(copy)):
+        copies.forget([copy], [layer])  # it is another's
+    else:
+        _refuse_mixed(name, layer, copy, known)
+        known.left.take()
 
 
 def averages(name: str, layer: "SparseMatrix") -> list[Average]:
@@ -122,6 +143,7 @@ def _evolved(layer: "SparseMatrix", averages: Sequence[Average], behind: "dict[S
             copies.forget([copy], living.trained() - {layer})
         elif copy in behind:
             known.leave(behind[copy])
+            copy.seen = Behind(layer, known)
 
 
 def _is_of(layer: "SparseMatrix", copy: "SparseMatrix", known: Copy) -> bool:

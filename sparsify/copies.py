@@ -82,19 +82,20 @@ def copied(original: "SparseMatrix", copy: "SparseMatrix") -> None:
 def loaded(layer: "SparseMatrix") -> None:
     """The values of `layer` come from a checkpoint: if it is a copy, it is a snapshot now.
 
-    It is a copy of each layer that is trained and has the very same weight; if it is trained itself, others are of it.
+    It is one of each layer that an optimizer is there for and that has the very same weight, unless it is trained
+    itself; and if there is an optimizer for it, others are copies of it.
     """
     with LOCK:
-        trained = living.trained()
-        if layer in trained:
+        held = living.held()
+        if layer in held:
             for other in living.layers():
-                if other not in trained and other not in _records and _is_equal(layer, other):
+                if other not in held and other not in _records and _is_equal(layer, other):
                     _snapshot(other, [layer])
+        if layer in living.trained():
             return
         known = originals(layer)
         asked = any(record.asked for _, record in known)
-        sources = set() if asked else living.trained(with_copies=True)
-        equal = [original for original in sources if _is_equal(original, layer)]
+        equal = [] if asked else [original for original in held if _is_equal(original, layer)]
         of_these = equal or [original for original, _ in known]
         forget([layer])
         _snapshot(layer, of_these, asked)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsify import averaging, optimizer_state, strangers, topology
+from sparsify import averaging, optimizer_loading, strangers, topology
 from sparsify.averaging import Average
 from sparsify.distributed import Ranks, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution
@@ -23,9 +23,10 @@ from sparsify.evolution.view import Passes, needs_gradient
 from sparsify.foreign import ForeignWrites
 from sparsify.kernels import Recorder
 from sparsify.linear import SparseLinear
-from sparsify.optimizer_state import GrownState, Kept, group_of
+from sparsify.optimizer_state import GrownState, Kept
 from sparsify.parameters import check_held, check_unchanged
 from sparsify.replaced import OldWeights, warn_of_old_weights
+from sparsify.resting import able, with_gradient
 from sparsify.swap import Change, Swap, Swapped, settle
 from sparsify.telemetry import Explored
 from sparsify.telling import warn
@@ -133,9 +134,9 @@ class Evolver:
     def evolve(self) -> Record:
         """Evolve now, whatever the schedule says."""
         self._prepare()
-        able = self._able()
-        ready = self._ready(able & (self.progress.trained | self._with_gradient()) or able)
-        if able and not ready:
+        can_train = self._able()
+        ready = self._ready(can_train & (self.progress.trained | self._with_gradient()) or can_train)
+        if can_train and not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
         kept = self.kept()
         had_any = [name for name in self.stale() if name in ready and kept.has_any(self.parameters[name])]
@@ -184,16 +185,15 @@ class Evolver:
         self._around += [ref(each) for each in around if id(each) not in known]
 
     def _able(self) -> set[str]:
-        """The layers that can train: not frozen, in a param group, with a learning rate."""
-        optimizers = self.kept().optimizers
-        return {name for name, values in self.parameters.items() if values.requires_grad and _rate(optimizers, values)}
+        """The layers that can train."""
+        return able(self.kept().optimizers, self.parameters)
 
     def _with_gradient(self) -> set[str]:
         """Of the layers that have not trained since the last evolution: those that a step trains now."""
-        if len(self.progress.trained) == len(self.parameters):
+        trained = self.progress.trained
+        if len(trained) == len(self.parameters):
             return set()
-        waiting = {name: p for name, p in self.parameters.items() if name not in self.progress.trained}
-        found = {name for name, p in waiting.items() if p.requires_grad and p.grad is not None and bool(p.grad.any())}
+        found = with_gradient({name: values for name, values in self.parameters.items() if name not in trained})
         return found & self._able() if found else found
 
     def _catches_up(self, step: int) -> bool:
@@ -383,51 +383,24 @@ class Evolver:
         """
         settle(self)
         before = [(part, part.state_dict()) for _, part in self._stateful()]
-        kept = self.kept()
+        topologies: dict[str, Digest] = {name: tuple(of) for name, of in state["topology"].items()}
+        layers = {name: (p, self.topologies[name], topologies[name]) for name, p in self.parameters.items()}
         self.loading = True
         try:
             for name, part in self._stateful():
                 part.load_state_dict(state["schedules"][name])
-            self._load_wrapped(wrapped, kept, {name: tuple(of) for name, of in state["topology"].items()})
+            optimizer_loading.load(self.optimizer, wrapped, layers, self.kept)
         except Exception:
             for part, old in before:
                 part.load_state_dict(old)
             self.loading = False
             raise
         self.progress.load_state_dict(state)
-        self.topologies, self.recorders = {name: tuple(of) for name, of in state["topology"].items()}, {}
+        self.topologies, self.recorders = topologies, {}
         self.resets = {name: layer.resets for name, layer in self.layers.items()}
         self.ranks.met = False
         self.watch()
         self.loading = False
-
-    def _load_wrapped(self, state: Any, before: Kept, topologies: Mapping[str, Digest]) -> None:
-        """Load the wrapped optimizer's state.
-
-        Buffers that are not in it, such as those of an optimizer inside another, start afresh where they are of another
-        topology than the one that is loaded.
-        """
-        standard = optimizer_state.is_standard(self.optimizer)
-        if standard and len(before.optimizers) == 1:
-            self.optimizer.load_state_dict(state)
-            return
-        backup = copy.deepcopy(self.optimizer.state_dict())
-        try:
-            self.optimizer.load_state_dict(state)
-            kept, changes = self.kept(), list[Change]()
-            for name, values in self.parameters.items():
-                nnz = topologies[name][0]
-                left = kept.left_by(values, before, state)
-                if not standard:
-                    kept.check_loaded(name, values, nnz, left)
-                if self.topologies[name] != topologies[name]:
-                    held = values.detach() if len(values) == nnz else values.new_zeros(nnz)
-                    changes += kept.fill(values, held, left)
-        except Exception:
-            self.optimizer.load_state_dict(backup)
-            raise
-        for change in changes:
-            change()
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self)
@@ -444,13 +417,6 @@ class Evolver:
     def stale(self) -> list[str]:
         """The layers whose topology was replaced under their optimizer state (`load_state_dict`, `trim`)."""
         return [name for name, layer in self.layers.items() if layer.digest != self.topologies[name]]
-
-
-def _rate(optimizers: Sequence[Any], values: Tensor) -> bool:
-    """Whether a param group holds `values`, with a learning rate that is not 0, or none. The innermost counts."""
-    groups = (group_of(each, values) for each in reversed(optimizers))
-    group = next((group for group in groups if group is not None), None)
-    return group is not None and (group.get("lr") is None or bool(group["lr"] != 0))
 
 
 def _say_afresh(names: Sequence[str]) -> None:

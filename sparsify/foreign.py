@@ -114,11 +114,11 @@ class ForeignWrites:
         self.layers = layers
         self._varied = [(name, layer, layer._checked) for name, layer in layers.items() if _varies(layer.values)]
         copies.forget(layers.values())
-        self._begin(is_copy=False)
+        self._begin()
 
-    def _begin(self, is_copy: bool) -> None:
-        self.is_copy, self._is_first = is_copy, True
-        self._seen: list[Seen | None] = []
+    def _begin(self) -> None:
+        self.has_stepped = False
+        self._seen: list[Seen | None] = [None] * len(self.layers)
         self._samples: Samples | None = None
         self._has_warned = False
         self._reference = ref(self)
@@ -136,9 +136,12 @@ class ForeignWrites:
             held = layer._parameters.get("values")
             if held is not values and held is not None:
                 check_unchanged({name: layer}, {name: values})
-        if self._is_first:
-            self._is_first = self.is_copy = False
+        if not self.has_stepped:
+            self.has_stepped = True
             copies.forget(self.layers.values())
+            for layer in self.layers.values():
+                if not isinstance(layer.seen, Seen):
+                    layer.seen = None
             self._check_first_values()
             strangers.look_around(self.layers)
         elif self._samples is not None and self._samples.have_changed():
@@ -148,15 +151,15 @@ class ForeignWrites:
         """Warn of layers that have the values of other connections, unless that was done since the last step."""
         if self._has_warned:
             return
-        seen = [(name, layer, layer.seen) for name, layer in self.layers.items() if layer.seen in self._seen]
-        found = [name for name, layer, each in seen if each and each.is_contradicted(name, layer)]
+        pairs = zip(self.layers.items(), self._seen, strict=True)
+        found = [name for (name, layer), seen in pairs if seen and seen.is_contradicted(name, layer)]
         if found:
             self._has_warned = True
             _warn_of_other_connections(found)
 
     def note(self) -> None:
         """After a step: these are the layers' own values."""
-        seen = [layer.seen for layer in self.layers.values()]
+        seen = [layer.seen if isinstance(layer.seen, Seen) else None for layer in self.layers.values()]
         if seen != self._seen:
             self._seen = seen
             known = [each for each in seen if each is not None]
@@ -188,7 +191,7 @@ class ForeignWrites:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.layers, self._varied = state["layers"], []
-        self._begin(is_copy=True)
+        self._begin()
 
 
 def _varies(values: Tensor) -> bool:

@@ -12,16 +12,23 @@ if TYPE_CHECKING:
 
 
 class Trainer(Protocol):
-    """Belongs to an optimizer that evolves these layers, and lives as long as it.
+    """Belongs to an optimizer that can evolve these layers, and lives as long as it.
 
-    is_copy: whether it was copied or unpickled with its optimizer, which has not made a step since.
+    has_stepped: whether that has made a step; it need not ever, as that of a target network or of a copied pair.
     """
 
-    is_copy: bool
+    has_stepped: bool
 
     @property
     def layers(self) -> "Mapping[str, SparseMatrix]":
         """By name."""
+
+
+class Looks(Protocol):
+    """Is told by a layer of each forward pass without gradients, before it."""
+
+    def look(self, layer: "SparseMatrix") -> None:
+        """See whether something has written to the layer."""
 
 
 _layers: "WeakSet[SparseMatrix]" = WeakSet()
@@ -35,7 +42,7 @@ def made(layer: "SparseMatrix") -> None:
 
 
 def trains(trainer: Trainer) -> None:
-    """An optimizer evolves the layers of `trainer`."""
+    """An optimizer is there for the layers of `trainer`."""
     with LOCK:
         _trainers.add(trainer)
 
@@ -46,8 +53,19 @@ def layers() -> "list[SparseMatrix]":
         return list(_layers)
 
 
-def trained(with_copies: bool = False) -> "set[SparseMatrix]":
-    """Those that an optimizer evolves; also those that a copy of an optimizer may evolve one day."""
+def held() -> "set[SparseMatrix]":
+    """Those that an optimizer may evolve one day."""
     with LOCK:
-        trainers = [trainer for trainer in _trainers if with_copies or not trainer.is_copy]
-        return {layer for trainer in trainers for layer in trainer.layers.values()}
+        return {layer for trainer in _trainers for layer in trainer.layers.values()}
+
+
+def trained() -> "set[SparseMatrix]":
+    """Those that an optimizer trains and evolves."""
+    with LOCK:
+        return {layer for trainer in _trainers if trainer.has_stepped for layer in trainer.layers.values()}
+
+
+def name(layer: "SparseMatrix") -> str:
+    """That by which its optimizer knows a layer; nothing where there is none."""
+    with LOCK:
+        return next((name for trainer in _trainers for name, one in trainer.layers.items() if one is layer), "")

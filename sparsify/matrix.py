@@ -14,7 +14,7 @@ from sparsify.swap import LOCK, Change, Swap, settle
 from sparsify.topology import Digest, Indices, Shape
 
 if TYPE_CHECKING:
-    from sparsify.foreign import Seen
+    from sparsify.living import Looks
 
 DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
@@ -59,7 +59,7 @@ class SparseMatrix(nn.Module):
     transposed: bool = False
     resets: int = 0
     was_copied: bool = False
-    seen: "Seen | None" = None
+    seen: "Looks | None" = None
     swap: Swap | None = None
     _checked: Checked | None = None
 

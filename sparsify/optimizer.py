@@ -1,34 +1,37 @@
 """`SparseOptimizer`: any torch optimizer whose step() also evolves the topology on schedule."""
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from types import FrameType, MethodType
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import wrapt
 from torch.optim import LBFGS, Optimizer
 
-from sparsify import holders, optimizer_state
+from sparsify import holders, optimizer_loading, optimizer_state
 from sparsify.distributed import Ranks
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.progress import Record
 from sparsify.evolver import Evolver
 from sparsify.linear import SparseLinear
 from sparsify.optimizer_state import GrownState
+from sparsify.steps import (
+    HOOKS,
+    Calls,
+    changes_nothing,
+    is_of_a_trainer,
+    optimizers_that_step_this,
+    tells_of_steps,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 KEY = "sparsify"
 """Of what evolution needs, in an optimizer's state dict."""
-
-HOOKS = "_optimizer_step_post_hooks"
-TRAINERS = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"}
-"""Packages that wrap optimizers on their own, and save what they wrap."""
 
 
 class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -72,11 +75,11 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         optimizer = evolver.optimizer
         super().__init__(optimizer)
         self._self_evolver = evolver
-        self._self_calls = _Calls()
+        self._self_calls = Calls()
         with ExitStack() as undo:
             inside = holders.optimizers(optimizer)
             self._self_holds_others = len(inside) > 1
-            for each in filter(_tells_of_steps, inside):
+            for each in filter(tells_of_steps, inside):
                 # A compiled step() calls these as they are: traced, evolution would fall into dozens of graphs.
                 before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
                 after.of_sparsify = True
@@ -165,7 +168,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         """
         self._self_evolver.check_whole()
         state, own = self.__wrapped__.state_dict(), self._self_evolver.state_dict()
-        if optimizer_state.is_standard(self.__wrapped__):
+        if optimizer_loading.is_standard(self.__wrapped__):
             first, *others = state["param_groups"]
             state = {**state, "param_groups": [{**first, KEY: own}, *others]}
         return {**state, KEY: own}
@@ -188,8 +191,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         evolver.check_state_dict(own)
         lengths = {values: own["topology"][name][0] for name, values in evolver.parameters.items()}
         plain = {key: value for key, value in state_dict.items() if key != KEY}
-        if optimizer_state.is_standard(optimizer):
-            optimizer_state.check_state_dict(optimizer, lengths, state_dict)
+        if optimizer_loading.is_standard(optimizer):
+            optimizer_loading.check_state_dict(optimizer, lengths, state_dict)
             plain["param_groups"] = [{key: option for key, option in group.items() if key != KEY} for group in groups]
         evolver.load_state_dict(own, plain)
 
@@ -200,9 +203,9 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         calls, evolver = self._self_calls, self._self_evolver
-        calls.in_vain = not optimizer.state and _changes_nothing(optimizer)
+        calls.in_vain = not optimizer.state and changes_nothing(optimizer)
         if evolver.progress.due:
-            evolver.notice(_optimizers_that_step_this())
+            evolver.notice(optimizers_that_step_this())
         evolver.begin_step()
         calls.begin()
 
@@ -236,7 +239,7 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
     inside = holders.optimizers(optimizer)
     if not isinstance(optimizer, Optimizer) and len(inside) < 2:
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
-    if _is_of_a_trainer(optimizer):
+    if is_of_a_trainer(optimizer):
         raise TypeError(
             f"optimizer must be the original one, got {type(optimizer).__name__}, a trainer's. Call sparsify() before "
             "the trainer wraps it."
@@ -247,7 +250,7 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
             raise TypeError(
                 "optimizer must not be wrapped already, got one that sparsify() wrapped. Use what it returned."
             )
-    if not any(map(_tells_of_steps, inside)):
+    if not any(map(tells_of_steps, inside)):
         raise TypeError(
             f"optimizer must tell of its steps, got {type(optimizer).__name__}, which calls no step hooks, and "
             "holds no torch.optim.Optimizer that does. Call Optimizer.__init__ in its constructor."
@@ -263,72 +266,6 @@ def check_options(evolution: object, grown_state: object, seed: object) -> None:
         raise ValueError(f'grown_state must be "zero" or "mean", got {grown_state!r}.')
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"seed must be an int or None, got {seed!r}.")
-
-
-def _is_of_a_trainer(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] in TRAINERS
-
-
-def _tells_of_steps(optimizer: object) -> bool:
-    """Whether `step()` calls the hooks that are registered: so it is where Optimizer.__init__ was called."""
-    step = getattr(type(optimizer), "step", None)
-    return isinstance(optimizer, Optimizer) and hasattr(step, "hooked") and hasattr(optimizer, HOOKS)
-
-
-def _optimizers_that_step_this() -> list[object]:
-    """Those in whose methods this call of `step()` happens: made around an optimizer after `sparsify` wrapped it."""
-    found: list[object] = []
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
-            value = frame.f_locals.get("self")
-            if holders.is_optimizer(value) and not isinstance(value, SparseOptimizer) and not _is_of_a_trainer(value):
-                found.append(value)
-        frame = frame.f_back
-    return found
-
-
-def _changes_nothing(optimizer: Optimizer) -> bool:
-    """Whether a step would only make the optimizer's buffers, as torch.distributed.checkpoint does before it loads."""
-    groups = optimizer.param_groups
-    if any("lr" not in group or group["lr"] for group in groups):
-        return False
-    grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return bool(grads) and not any(grad.any() for grad in grads)
-
-
-class _Calls:
-    """The calls of an optimizer's `step()` that are under way.
-
-    A subclass whose `step()` calls `super().step()` runs the hooks of both, and only the outermost is a step.
-
-    running: their frames, the outermost first.
-    in_vain: whether this step changes no parameter, and does not count.
-    around: whether a method of an optimizer that holds others is under way.
-    stepped: whether one of these others has stepped in it.
-    """
-
-    def __init__(self) -> None:
-        self.running: list[FrameType] = []
-        self.in_vain = False
-        self.around = False
-        self.stepped = False
-
-    def begin(self) -> None:
-        """A `step()` has called its hook, which calls this."""
-        frame = sys._getframe(2)
-        while "_dynamo" in frame.f_code.co_filename and frame.f_back is not None:  # keeps torch.compile out of the hook
-            frame = frame.f_back
-        if self.running:  # or an exception has ended them
-            self.running = [outer for outer in self.running if _is_running(outer)]
-        self.running.append(frame)
-
-
-def _is_running(frame: FrameType) -> bool:
-    running: FrameType | None = sys._getframe(1)
-    while running is not None and running is not frame:
-        running = running.f_back
-    return running is frame
 
 
 def _rebuild(evolver: Evolver) -> SparseOptimizer:

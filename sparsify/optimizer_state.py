@@ -53,55 +53,6 @@ def check_optimizer(optimizer: object) -> None:
                 )
 
 
-def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], state_dict: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the key, unless `state_dict` may hold the state of `optimizer`.
-
-    Args:
-        lengths: values of sparse layers -> the length of their buffers in `state_dict`.
-    """
-    theirs, ours, states = state_dict.get("param_groups"), optimizer.param_groups, state_dict.get("state")
-    if not isinstance(theirs, (list, tuple)):
-        raise ValueError(f"state_dict['param_groups'] must be a list, got {type(theirs).__name__}.")
-    if not isinstance(states, Mapping):
-        raise ValueError(f"state_dict['state'] must be a dict, got {type(states).__name__}.")
-    sizes = [len(group["params"]) if isinstance(group, Mapping) and "params" in group else None for group in theirs]
-    if sizes != [len(group["params"]) for group in ours]:
-        raise ValueError(
-            f"state_dict['param_groups'] must have {[len(group['params']) for group in ours]} parameters, got {sizes}."
-        )
-    if isinstance(optimizer, LBFGS):
-        return  # one history for all parameters
-    keys = [key for group in theirs for key in group["params"]]
-    if odd := [key for key in keys if not isinstance(key, (int, str))]:
-        raise ValueError(f"state_dict['param_groups'] must name parameters by numbers or names, got {odd[0]!r}.")
-    pairs = list(zip(keys, [parameter for group in ours for parameter in group["params"]], strict=True))
-    entries = {key: states.get(key, {}) for key in keys}
-    for key, entry in entries.items():
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"state_dict['state'][{key!r}] must be a dict, got {type(entry).__name__}.")
-    vectors = {name for entry in entries.values() for name, x in entry.items() if isinstance(x, Tensor) and x.dim()}
-    vectors |= {buffer.key for buffer in holders.buffers(optimizer) if buffer.tensor.dim()}
-    for key, parameter in pairs:
-        for name, buffer in entries[key].items() if parameter in lengths else ():
-            where, nnz = f"state_dict['state'][{key!r}][{name!r}]", lengths[parameter]
-            if isinstance(buffer, Tensor):
-                fits = buffer.shape == (nnz,) or (buffer.numel() == 1 and name not in vectors)
-                if buffer.layout != torch.strided or buffer.is_meta or not fits:
-                    kind = f"{buffer.dtype} {tuple(buffer.shape)} of layout {buffer.layout} on {buffer.device}"
-                    raise ValueError(
-                        f"{where} must be a number or a vector of the layer's {nnz} connections, got {kind}."
-                    )
-            elif name in vectors and not (buffer is None and name == "momentum_buffer"):  # which SGD may have or not
-                raise ValueError(f"{where} must be a tensor, got {type(buffer).__name__}.")
-
-
-def is_standard(optimizer: Any) -> bool:
-    """Whether its state dict is made as torch's are, and can be checked before it is loaded."""
-    if type(optimizer).state_dict is Optimizer.state_dict:
-        return True
-    return {"state", "param_groups"} <= set(optimizer.state_dict())
-
-
 class Kept:
     """All that an optimizer keeps, and what it holds or is held by: in its state, in lists and dicts of its own.
 
@@ -227,26 +178,6 @@ class Kept:
                 yield partial(_put, tensor, torch.zeros_like(tensor))
             elif tensor.dim() == 1:
                 yield partial(_put, tensor, self._at_first(parameter, key, values).to(tensor))
-
-    def left_by(self, parameter: Tensor, before: "Kept", state_dict: object) -> list[Buffer]:
-        """The buffers of `parameter` that loading `state_dict` has left as they were `before`."""
-        loaded = {id(tensor) for tensor in holders.tensors(state_dict)}
-        known = before.versions
-        return [
-            buffer
-            for buffer in self.of(parameter)
-            if known.get(id(buffer.tensor)) == buffer.tensor._version and id(buffer.tensor) not in loaded
-        ]
-
-    def check_loaded(self, layer: str, parameter: Tensor, nnz: int, left: Sequence[Buffer]) -> None:
-        """Raise ValueError unless what was loaded for `parameter` is of `nnz` connections."""
-        others = {id(buffer.tensor) for buffer in left}
-        for tensor, _, key in self.of(parameter):
-            if id(tensor) not in others and tensor.numel() != 1 and tensor.shape != (nnz,):
-                raise ValueError(
-                    f"state_dict must hold vectors of the {nnz} connections of layer {layer!r}, got {key!r} of "
-                    f"{tuple(tensor.shape)}."
-                )
 
     def _at_first(self, parameter: Tensor, key: str, values: Tensor) -> Tensor:
         """What new connections with these values find in the buffer of this name."""

@@ -183,13 +183,14 @@ def compare(now: Tensor, before: Tensor, source: Tensor, least: float = 1e-5) ->
     numbers = torch.stack([sample.detach().to("cpu", torch.float64) for sample in (now, before, source)]).numpy()
     numbers = numbers - numbers.sum(1, keepdims=True) / len(now)
     (nn, nb, ns), (_, bb, bs), (_, _, ss) = (numbers @ numbers.T).tolist()
-    if not math.isfinite(nn + bb + ss) or min(nn, bb) < 1e-60:
+    if not math.isfinite(nn + bb + ss) or nn < 1e-60:
         return None, 0.0
-    rest, given = nn - nb * nb / bb, ss - bs * bs / bb
-    share = 0.0
-    if rest > least * least * nn and given > 1e-12 * ss:
+    if bb < 1e-60:  # constant
+        bb, nb, bs = 1.0, 0.0, 0.0
+    rest, given, share = nn - nb * nb / bb, ss - bs * bs / bb, 0.0
+    if rest > least * least * nn and given > max(1e-12 * ss, 1e-60):
         share = (ns - nb * bs / bb) / math.sqrt(rest * given)
-    return nb / math.sqrt(nn * bb), share
+    return nb / math.sqrt(nn * bb) if nb else None, share
 
 
 def _least(count: int) -> float:

@@ -320,3 +320,34 @@ def test_what_is_copied_with_its_optimizer_may_be_an_average():
         lerp(average.net, holder.net)
         twin.update(holder.net)
     compare(average.net, twin, holder.net)
+
+
+@pytest.mark.parametrize("update", ["copy_", "data.copy_", "data ="])
+def test_hard_updates_by_parameter_are_right_at_once(update):
+    """In DQN the target computes before the next step."""
+    policy, optimizer = pair()
+    target = copy.deepcopy(policy)
+    for number in range(18):
+        step(policy, optimizer, number)
+        if number % 6 == 5:
+            for q, p in zip(target.parameters(), policy.parameters(), strict=True):
+                if update == "copy_":
+                    q.detach().copy_(p)
+                elif update == "data =":
+                    q.data = p.data.clone()
+                else:
+                    q.data.copy_(p.data)
+            with torch.no_grad():
+                torch.testing.assert_close(target(X), policy(X))
+
+
+def test_soft_updates_of_what_was_left_behind_are_refused_where_it_computes():
+    policy, optimizer = pair()
+    target = copy.deepcopy(policy)
+    for number in range(6):
+        step(policy, optimizer, number)
+    with torch.no_grad():
+        target(X)
+        data_copy(target, policy)
+        with pytest.raises(RuntimeError, match="copy of layer '0' that averages weights across an evolution"):
+            target(X)

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from sparsify import SparseLinear, kernels, sparsify
 
-from .conftest import mlp
+from .conftest import TORCHS_OWN, mlp
+
+pytestmark = TORCHS_OWN
 
 WAYS = list(itertools.product([False, True], repeat=3))[1:]
 
