@@ -93,7 +93,9 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         given, needs, leaf = ctx.saved_tensors, ctx.needs_input_grad[1:4], None
-        direct = all(is_direct(each, given[2], None) and not is_batched(each) for each in cotangents if each is not None)
+        direct = all(
+            is_direct(each, given[2], None) and not is_batched(each) for each in cotangents if each is not None
+        )
         if not direct or torch.compiler.is_compiling():
             again = ops.differentiate(given, ctx.indices, needs, cotangents)
         else:

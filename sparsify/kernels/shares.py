@@ -1,5 +1,6 @@
 """Tells which of several gradients another one is made of."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ CLOSE = 0.05
 """How far a gradient may be from a sum of others and still be made of them, though something was added to it."""
 
 FAR = 0.9
-"""The same where it was made by hand: then it may have been clipped or noised."""
+"""The same for another sum than the usual: what was made by hand may have been clipped or noised as well."""
 
 CHUNK = 1 << 16
 """Elements that are looked at together."""
@@ -30,21 +31,21 @@ def shares(parts: Sequence[Tensor], usual: Tensor, gradient: Tensor) -> list[flo
     Returns:
         one number for each part; None where `usual` is as good an answer.
     """
-    products, rounding = _Products(parts, gradient), _rounding(gradient)
+    products, rounding, is_sum = _Products(parts, gradient), _rounding(gradient), bool(usual.any())
     exact = products.solve(rounding)
-    is_told = int(exact.count_nonzero()) < len(gradient) or not usual.any()  # as many would make anything
-    if is_told and products.distance(exact) <= rounding:
+    if products.distance(exact) <= rounding and (_is_told(exact, gradient) or not is_sum):
         return _snapped(exact, rounding)
     away = _Products([usual], gradient).distance(torch.ones(1, dtype=torch.float64))
     if away < CLOSE:
         return None
     found = products.solve(CLOSE)
     left = products.distance(found)
-    if left >= CLOSE:
-        chance = max(0.0, 1 - len(parts) / len(gradient))  # what the fit to mere noise would leave of a square
-        if not left**2 <= chance * (away**2 / 2 if usual.any() else FAR**2):
-            return None
-    return _snapped(found, CLOSE)
+    if left < CLOSE and (_is_told(found, gradient) or not is_sum):
+        return _snapped(found, CLOSE)
+    if left**2 >= (FAR * away) ** 2 * _left_of_noise(len(parts), len(gradient)):
+        return None
+    large = products.solve(max(CLOSE, left / 3))  # what is smaller may be there by chance
+    return _snapped(large if large.any() else found, CLOSE)
 
 
 class _Products:
@@ -77,6 +78,17 @@ class _Products:
                 return torch.zeros_like(sizes).index_put((chosen,), found / scale)
             chosen = chosen[large]
         return torch.zeros_like(sizes)
+
+
+def _is_told(weights: Tensor, gradient: Tensor) -> bool:
+    """Whether there are fewer weights than numbers: as many would make anything."""
+    return int(weights.count_nonzero()) < len(gradient)
+
+
+def _left_of_noise(count: int, length: int) -> float:
+    """How much of the square of mere noise (length,) a sum of `count` parts leaves at least, but for a few percent."""
+    mean = max(0.0, 1 - count / length)
+    return max(0.0, mean - 2 * math.sqrt(mean * (1 - mean) / (length / 2 + 1)))
 
 
 def _rounding(gradient: Tensor) -> float:
