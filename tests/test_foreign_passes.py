@@ -401,25 +401,6 @@ def test_a_head_that_has_no_gradient_at_the_step_rests(set_to_none):
     assert [set(record.grown) for record in optimizer.history] == [{"1"}, {"1"}]
 
 
-def test_layers_that_are_unfrozen_later_are_watched():
-    torch.manual_seed(0)
-    model = mlp(20, 30, 5)
-    model, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.2, evolution=RigL(None), seed=1)
-    model[0].requires_grad_(False)
-    model, optimizer = copy.deepcopy((model, optimizer))  # with recorders of its own
-    model[0].requires_grad_(True)
-    expected = build(RigL(None))
-    for part in batch(1).chunk(2):
-        loss_of(model, part).backward()
-    for part in batch(1).chunk(2):
-        loss_of(expected[0], part).backward()
-    for some in optimizer, expected[1]:
-        some.step()
-        some.evolve()
-    for i in (0, 2):
-        assert torch.equal(model[i].flat(), expected[0][i].flat())
-
-
 def test_an_optimizer_that_steps_within_the_backward_pass():
     (model, optimizer), expected = build(RigL(1)), build(RigL(1))
     waiting = set(model.parameters())

@@ -211,3 +211,13 @@ def test_one_backward_pass_in_and_out_of_a_reentrant_checkpoint(watched):
     made = keeper.made(layer.values.grad, compared=False)
     assert len(made) == 3
     assert agrees(layer, keeper)
+
+
+def test_a_layer_that_is_unfrozen_later_is_watched():
+    layer = SparseLinear(20, 10, 0.3).requires_grad_(False)
+    keeper = Recorder(layer)
+    layer.requires_grad_(True)
+    for _ in range(2):
+        backward(layer)
+    assert len(keeper.made(layer.values.grad, compared=False)) == 2
+    assert agrees(layer, keeper)

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparsify.kernels import ops, products
 from sparsify.kernels.choice import choose
 from sparsify.kernels.operands import is_batched, is_direct, is_traced, is_transformed
-from sparsify.kernels.products import Purpose
+from sparsify.kernels.products import OF_WEIGHT, Purpose
 from sparsify.kernels.recorder import is_recording
 from sparsify.topology import Indices
 
@@ -59,16 +59,17 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, values = ctx.saved_tensors
-        needs, again, leaf = ctx.needs_input_grad[:3], torch.is_grad_enabled(), None
+        needs, again = ctx.needs_input_grad[:3], torch.is_grad_enabled()
         # The input was direct, when it came.
         if not is_direct(grad, values, None) or is_batched(grad) or torch.compiler.is_compiling():
             return *ops.gradients(grad, input, values, ctx.indices, needs), None, None
+        purpose = OF_WEIGHT
         if needs[1] and (again or is_recording()):
-            needs, leaf = _asked_for(ctx.next_functions[1][0], needs)
-        given = grad, input, values, ctx.indices, needs, Purpose(ctx.is_weight, leaf)
-        if again:
-            return *_Gradients.apply(ctx.kernel, *given), None, None  # type: ignore[no-untyped-call]
-        return *products.backward(ctx.kernel, *given), None, None
+            wanted, leaf = _asked_for(ctx.next_functions[1][0])
+            needs, purpose = (needs[0], wanted, needs[2]), Purpose(ctx.is_weight, leaf)
+        given = ctx.kernel, grad, input, values, ctx.indices, needs, purpose
+        found = _Gradients.apply(*given) if again else products.backward(*given)  # type: ignore[no-untyped-call]
+        return *found, None, None
 
 
 class _Gradients(torch.autograd.Function):
@@ -100,7 +101,7 @@ class _Gradients(torch.autograd.Function):
             again = ops.differentiate(given, ctx.indices, needs, cotangents)
         else:
             if needs[2]:
-                (_, wanted, _), leaf = _asked_for(ctx.next_functions[2][0], (False, True, False))
+                wanted, leaf = _asked_for(ctx.next_functions[2][0])
                 needs = *needs[:2], wanted
 
             def product(input: Tensor, values: Tensor, bias: Tensor | None, is_weight: bool) -> Any:
@@ -114,16 +115,16 @@ class _Gradients(torch.autograd.Function):
         return None, *again, *[None] * 3
 
 
-def _asked_for(node: Any, needs: tuple[bool, ...]) -> tuple[tuple[bool, ...], Tensor | None]:
-    """What of `needs` this backward pass is for, as torch.autograd.grad may be for the input alone.
+def _asked_for(node: Any) -> tuple[bool, Tensor | None]:
+    """Whether this backward pass is for the gradient of the values: torch.autograd.grad may be for the input alone.
 
     Args:
-        node: of autograd's graph, to which the gradient of the values goes.
+        node: of autograd's graph, to which that gradient goes.
     Returns:
-        the needs, and the tensor that the gradient of the values is added to, None where that is not known.
+        whether it is, and the tensor that the gradient is added to, None where that is not known.
     """
     try:
         wanted = torch._C._will_engine_execute_node(node)
     except RuntimeError:  # a leaf's gradient that is not accumulated, but given back
         wanted = True
-    return (needs[0], wanted, needs[2]), getattr(node, "variable", None)
+    return wanted, getattr(node, "variable", None)

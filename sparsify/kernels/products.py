@@ -26,6 +26,9 @@ class Purpose(NamedTuple):
     leaf: Tensor | None = None
 
 
+OF_WEIGHT = Purpose()
+
+
 def forward(kernel: ModuleType, input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias` by this kernel."""
     ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)  # torch's own, in compiled graphs too
@@ -47,7 +50,7 @@ def backward(
     values: Tensor,
     indices: Indices,
     needs: tuple[bool, ...],
-    purpose: Purpose = Purpose(),  # noqa: B008  (it does not change)
+    purpose: Purpose = OF_WEIGHT,
 ) -> Gradients:
     """Gradients of input, values and bias by this kernel, None where not needed.
 
