@@ -15,6 +15,7 @@ from sparsify.kernels import native, operands
 from sparsify.kernels.choice import choose
 from sparsify.kernels.operands import is_direct, is_traced, is_transformed
 from sparsify.kernels.recorder import record
+from sparsify.swap import LOCK
 from sparsify.topology import Indices
 
 
@@ -54,9 +55,11 @@ def _forward(kernel: ModuleType, input: Tensor, values: Tensor, bias: Tensor | N
     if bias is not None and bias.numel() != indices.crow.numel() - 1:
         raise ValueError(f"bias must be ({indices.crow.numel() - 1},), got {tuple(bias.shape)}.")
     input, values, bias = input.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
-    if kernel is not native:
+    if kernel is native:  # it sees to it by itself that no thread changes what it reads
+        return native.forward(input, values, bias, indices)
+    with LOCK:
         operands.check_memory(*indices, input, values, bias)
-    result: Tensor = kernel.forward(input, values, bias, indices)
+        result: Tensor = kernel.forward(input, values, bias, indices)
     return result
 
 
@@ -64,9 +67,13 @@ def _backward(
     kernel: ModuleType, grad: Tensor, input: Tensor, values: Tensor, indices: Indices, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     grad, input = grad.contiguous(), input.contiguous()
-    if kernel is not native:
-        operands.check_memory(*indices, input, values, grad)
-    result: tuple[Tensor | None, ...] = kernel.backward(grad, input, values.contiguous(), indices, needs)
+    result: tuple[Tensor | None, ...]
+    if kernel is native:
+        result = native.backward(grad, input, values.contiguous(), indices, needs)  # type: ignore[arg-type]
+    else:
+        with LOCK:
+            operands.check_memory(*indices, input, values, grad)
+            result = kernel.backward(grad, input, values.contiguous(), indices, needs)
     if result[1] is not None:
         record(grad, input, result[1], indices)
     return result
