@@ -53,11 +53,8 @@ class Recorder:
         self._backwards: list[Backward] = []
         self._sum = 0
         self._left: tuple[int, int] | None = None
-        self._stepped = False
-        values = layer._parameters.get("values")
-        if values is not None and values.requires_grad:
-            hook = values.register_post_accumulate_grad_hook(partial(_accumulated, ref(self)))  # type: ignore[no-untyped-call]
-            finalize(self, hook.remove)
+        self._stepped = self._is_hooked = False
+        self._hook()
         with _lock:
             _recorders.add(self)
 
@@ -97,6 +94,7 @@ class Recorder:
 
     def keep(self, grad: Tensor, input: Tensor, of_values: Tensor) -> None:
         """Keep what a product's backward pass was given, (batch, out_features) and (batch, in_features), and gave."""
+        self._hook()
         task = torch._C._current_graph_task_id()
         if not self._backwards or self._stepped or self._backwards[-1].task != task:
             if self._stepped:
@@ -117,6 +115,14 @@ class Recorder:
             self._backwards[-1].sum = self._sum
         gradient = self._gradient()
         self._left = None if gradient is None else (id(gradient), gradient._version)
+
+    def _hook(self) -> None:
+        """Have PyTorch tell when a gradient is accumulated, as soon as the values can have one."""
+        values = self._layer._parameters.get("values")
+        if not self._is_hooked and values is not None and values.requires_grad:
+            told = partial(_accumulated, ref(self))
+            finalize(self, values.register_post_accumulate_grad_hook(told).remove)  # type: ignore[no-untyped-call]
+            self._is_hooked = True
 
     def _gradient(self) -> Tensor | None:
         values = self._layer._parameters.get("values")  # not where they are computed from others, as in pruning
