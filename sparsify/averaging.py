@@ -92,8 +92,7 @@ def _check_behind(name: str, layer: "SparseMatrix", copy: "SparseMatrix", known:
     if known.left is None or not known.left.have_changed():
         return
     if _same_values(layer.values.detach(), copy.values.detach()):
-        copy.rewire(layer.flat(), copy.values.detach().clone(), None)
-        known.state = known.left = None
+        Swap([copy.replacement(layer.flat(), copy.values.detach().clone(), None), known.begin], [copy]).commit()
     elif any(record.left is None for _, record in copies.originals(copy)):
         copies.forget([copy], [layer])  # it is another's
     else:
@@ -139,7 +138,7 @@ def evolving(layer: "SparseMatrix", averages: Sequence[Average]) -> Change:
 def _evolved(layer: "SparseMatrix", averages: Sequence[Average], behind: "dict[SparseMatrix, Sample | None]") -> None:
     for copy, known in copies.of(layer):
         if copy in averages:
-            known.state = known.sample = None
+            known.begin()
             copies.forget([copy], living.trained() - {layer})
         elif copy in behind:
             known.leave(behind[copy])

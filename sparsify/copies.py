@@ -57,6 +57,10 @@ class Copy:
         """Whether something has written to it."""
         return self.asked or self.state is None or self.state != State.of(copy)
 
+    def begin(self) -> None:
+        """It is an average from now on, and has the topology of the original."""
+        self.state = self.sample = self.left = None
+
     def leave(self, sample: Sample | None) -> None:
         """The original evolves without it."""
         self.sample, self.left = sample, Samples([] if sample is None else [sample])
@@ -97,14 +101,12 @@ def loaded(layer: "SparseMatrix") -> None:
         asked = any(record.asked for _, record in known)
         equal = [] if asked else [original for original in held if _is_equal(original, layer)]
         of_these = equal or [original for original, _ in known]
-        forget([layer])
         _snapshot(layer, of_these, asked)
 
 
 def follows(copy: "SparseMatrix", layer: "SparseMatrix") -> None:
     """From now on `copy` evolves with `layer`, because the user says so, and with no other."""
     with LOCK:
-        forget([copy])
         _snapshot(copy, [layer], asked=True)
 
 
@@ -112,11 +114,11 @@ def forget(layers: "Iterable[SparseMatrix]", of_these: "Iterable[SparseMatrix] |
     """They are copies of no other, or only not `of_these`."""
     with LOCK:
         for layer in layers:
-            known = _records.pop(layer, None)
-            if known is not None and of_these is not None:
+            if of_these is None:
+                _records.pop(layer, None)
+            elif layer in _records:
                 for original in of_these:
-                    known.pop(original, None)
-                _records[layer] = known
+                    _records[layer].pop(original, None)
 
 
 def of(layer: "SparseMatrix") -> "list[tuple[SparseMatrix, Copy]]":
@@ -155,11 +157,15 @@ def converted(layer: "SparseMatrix") -> Iterator[None]:
 
 
 def _snapshot(copy: "SparseMatrix", of_these: "Iterable[SparseMatrix]", asked: bool = False) -> None:
+    """Be a snapshot of these, and of no other; at once, because an interruption may leave it undone."""
+    records: WeakKeyDictionary[SparseMatrix, Copy] = WeakKeyDictionary()
     for original in of_these:
         original.was_copied = True
         _copies.setdefault(original, WeakSet()).add(copy)
-        _records.setdefault(copy, WeakKeyDictionary())[original] = Copy(State.of(copy), take_sample(copy), asked=asked)
+        records[original] = Copy(State.of(copy), take_sample(copy), asked=asked)
+    if records:
         _tell_of_gradients(copy)
+        _records[copy] = records
 
 
 def _tell_of_gradients(copy: "SparseMatrix") -> None:

@@ -57,11 +57,21 @@ class Seen(Sample):
         self.looks += 1
         if (self.looks > ALWAYS and self.looks % EACH) or self.owner is None or self.checked is not layer._checked:
             return
-        values = layer._parameters.get("values")
-        if isinstance(values, Tensor) and is_direct(values, values, None):
-            owner = self.owner()
-            if owner is not None and self.is_contradicted("", layer, values):
-                owner.warn_once()
+        values, owner = layer._parameters.get("values"), self.owner()
+        if owner is None or not isinstance(values, Tensor) or not is_direct(values, values, None):
+            return
+        try:
+            contradicted = self.is_contradicted("", layer, values)
+        except (IndexError, RuntimeError):
+            if self._is_current(layer):
+                raise
+            return  # another thread has changed the layer meanwhile
+        if contradicted and self._is_current(layer):
+            owner.warn_once()
+
+    def _is_current(self, layer: "SparseMatrix") -> bool:
+        """Whether no thread has changed, or is changing, what was seen."""
+        return layer.seen is self and self.checked is layer._checked and not layer.is_changing()
 
     def is_contradicted(self, name: str, layer: "SparseMatrix", values: Tensor | None = None) -> bool:
         """Whether the values of `layer`, or what stands for them, are of other connections than it has."""

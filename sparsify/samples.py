@@ -180,8 +180,8 @@ def compare(now: Tensor, before: Tensor, source: Tensor, least: float = 1e-5) ->
     """
     if len(now) < 4:
         return None, 0.0
-    numbers = torch.stack([sample.detach().to("cpu", torch.float64) for sample in (now, before, source)]).numpy()
-    numbers = numbers - numbers.sum(1, keepdims=True) / len(now)
+    numbers = torch.stack([sample.detach().to("cpu", torch.float64) for sample in (now, before, source)])
+    numbers = numbers - numbers.mean(1, keepdim=True)
     (nn, nb, ns), (_, bb, bs), (_, _, ss) = (numbers @ numbers.T).tolist()
     if not math.isfinite(nn + bb + ss) or nn < 1e-60:
         return None, 0.0
@@ -195,4 +195,4 @@ def compare(now: Tensor, before: Tensor, source: Tensor, least: float = 1e-5) ->
 
 def _least(count: int) -> float:
     """Four standard deviations of the correlation of unrelated samples, where that is more than `ALIKE`."""
-    return float(min(0.999, max(ALIKE, 4 / count**0.5)))
+    return float(min(0.999, max(ALIKE, 4 / max(1, count) ** 0.5)))

@@ -325,6 +325,16 @@ def test_growth_follows_a_gradient_penalty_as_in_a_dense_network():
     assert set(grown.tolist()) == set(gradient.topk(len(grown)).indices.tolist())
 
 
+def test_a_layer_that_was_frozen_when_watching_began_grows_by_gradient_once_it_trains():
+    model, optimizer = build(RigL(None))
+    model[0].requires_grad_(False)
+    model, optimizer = sparsify(model, optimizer, evolution=RigL(None))
+    model[0].requires_grad_(True)
+    loss_of(model, batch(1)).backward()
+    optimizer.step()
+    assert set(optimizer.evolve().grown) == {"0", "2"}
+
+
 def test_where_no_pass_made_the_gradient_the_layer_has_none():
     model, optimizer = build(RigL(None))
     z = Z.clone().requires_grad_()

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sparsify.kernels.operands import held
 from sparsify.topology import Indices
 
 MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
@@ -24,7 +25,7 @@ def serves(values: Tensor) -> bool:
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
-    values = values.detach()  # whose memory stays, whatever another thread puts in its place
+    values = held(values, indices)
     weight = csr_tensor(indices.crow, indices.col, values, (len(indices.crow) - 1, input.shape[1]))
     output = _product(input, weight)
     return output if bias is None else output + bias
@@ -34,7 +35,7 @@ def backward(
     grad: Tensor, input: Tensor, values: Tensor, indices: Indices, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, values and bias, as far as needed."""
-    shape = grad.shape[1], input.shape[1]
+    values, shape = held(values, indices), (grad.shape[1], input.shape[1])
     grad_input = grad_values = None
     if needs[0]:
         transposed = csr_tensor(indices.ccol, indices.csc_row, values[indices.csc_order], shape[::-1])

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparsify.kernels import ops, products
 from sparsify.kernels.choice import choose
 from sparsify.kernels.operands import is_batched, is_direct, is_traced, is_transformed
-from sparsify.kernels.products import OF_WEIGHT, Purpose
+from sparsify.kernels.products import OF_WEIGHT, Needs, Purpose
 from sparsify.kernels.recorder import is_recording
 from sparsify.topology import Indices
 
@@ -83,7 +83,7 @@ class _Gradients(torch.autograd.Function):
         input: Tensor,
         values: Tensor,
         indices: Indices,
-        needs: tuple[bool, ...],
+        needs: Needs,
         purpose: Purpose,
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(grad, input, values)

@@ -140,6 +140,18 @@ def check_range(indices: Indices) -> None:
             raise ValueError(f"indices must be a topology of the layer, got some that are not in [0, {bound}).")
 
 
+def held(values: Tensor, indices: Indices) -> Tensor:
+    """`values` with its memory held, whatever another thread puts in its place, for kernels that do not look.
+
+    Raises:
+        ValueError: they are not as many as the connections: another thread has changed these meanwhile.
+    """
+    values = values.detach()
+    if values.numel() != indices.col.numel():
+        raise ValueError(f"values must be one for each of {indices.col.numel()} connections, got {values.numel()}.")
+    return values
+
+
 def check_memory(*tensors: Tensor | None) -> None:
     """Check that what kernels read is there, for those that do not look.
 

@@ -73,7 +73,8 @@ def linear_backward(
     grad, input, values, *index = operands.plain((grad, input, values, crow, col, ccol, csc_row, csc_order))
     indices = Indices(*index)
     _check(indices, input, values, grad=grad)
-    found = products.backward(choose(values), grad, input, values, indices, tuple(needs))
+    first, second, third = needs
+    found = products.backward(choose(values), grad, input, values, indices, (first, second, third))
     of_input, of_values, of_bias = (grad.new_empty(0) if gradient is None else gradient for gradient in found)
     return of_input, of_values, of_bias
 
@@ -97,7 +98,7 @@ def gradients(grad: Tensor, input: Tensor, values: Tensor, indices: Iterable[Ten
 def differentiate(
     given: tuple[Tensor, Tensor, Tensor],
     indices: Sequence[Tensor],
-    needs: tuple[bool, ...],
+    needs: products.Needs,
     cotangents: tuple[Tensor | None, ...],
 ) -> products.Gradients:
     """The gradients of `gradients`: see `products.differentiate`."""

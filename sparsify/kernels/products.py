@@ -10,8 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 from sparsify.distributed import leave_indices
 from sparsify.kernels import native, operands
 from sparsify.kernels.recorder import record
+from sparsify.swap import LOCK
 from sparsify.topology import Indices
 
+Needs = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -37,9 +39,11 @@ def forward(kernel: ModuleType, input: Tensor, values: Tensor, bias: Tensor | No
     if bias is not None and bias.numel() != indices.crow.numel() - 1:
         raise ValueError(f"bias must be ({indices.crow.numel() - 1},), got {tuple(bias.shape)}.")
     input, values, bias = input.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
-    if kernel is not native:
+    if kernel is native:  # it sees to it by itself that no thread changes what it reads
+        return native.forward(input, values, bias, indices)
+    with LOCK:
         operands.check_memory(*indices, input, values, bias)
-    result: Tensor = kernel.forward(input, values, bias, indices)
+        result: Tensor = kernel.forward(input, values, bias, indices)
     return result
 
 
@@ -49,7 +53,7 @@ def backward(
     input: Tensor,
     values: Tensor,
     indices: Indices,
-    needs: tuple[bool, ...],
+    needs: Needs,
     purpose: Purpose = OF_WEIGHT,
 ) -> Gradients:
     """Gradients of input, values and bias by this kernel, None where not needed.
@@ -58,11 +62,15 @@ def backward(
         purpose: of the gradient of values.
     """
     grad, input = grad.contiguous(), input.contiguous()
-    if kernel is not native:
-        operands.check_memory(*indices, input, values, grad)
+    result: Gradients
+    if kernel is native:
+        result = native.backward(grad, input, values.contiguous(), indices, needs)
+    else:
+        with LOCK:
+            operands.check_memory(*indices, input, values, grad)
+            result = kernel.backward(grad, input, values.contiguous(), indices, needs)
     if needs[1] and purpose.is_weight:
         record(grad, input, indices, purpose.leaf)
-    result: Gradients = kernel.backward(grad, input, values.contiguous(), indices, needs)
     return result
 
 
@@ -70,7 +78,7 @@ def differentiate(
     product: Callable[..., Tensor],
     gradients: Callable[..., Any],
     operands: tuple[Tensor, Tensor, Tensor],
-    needs: tuple[bool, ...],
+    needs: Needs,
     cotangents: tuple[Tensor | None, ...],
 ) -> Gradients:
     """The gradients of `operands` where `gradients(*operands)` was differentiated: products of the same kinds.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sparsify import reference
+from sparsify.kernels.operands import held
 from sparsify.topology import Indices, rows
 
 GATHERED = 2**18
@@ -25,7 +26,7 @@ def serves(values: Tensor) -> bool:
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
-    values = values.detach()  # whose memory stays, whatever another thread puts in its place
+    values = held(values, indices)
     output = _product(indices.crow, indices.col, values, input)
     return output if bias is None else output + bias
 
@@ -34,6 +35,7 @@ def backward(
     grad: Tensor, input: Tensor, values: Tensor, indices: Indices, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, values and bias, as far as needed."""
+    values = held(values, indices)
     grad_input = grad_values = None
     if needs[0]:
         grad_input = _product(indices.ccol, indices.csc_row, values[indices.csc_order], grad)
