@@ -37,21 +37,21 @@ class Average(Protocol):
         """Prepare to take over a topology with the values that belong to it."""
 
 
-class Kept(Average, Protocol):
+class LooseAverage(Average, Protocol):
     """An average that is no layer; see `following`."""
 
     def is_of(self, name: str, layer: "SparseMatrix") -> bool:
         """Whether it is there still. Raise RuntimeError where it does not fit `layer`."""
 
 
-_kept: "WeakKeyDictionary[SparseMatrix, list[Kept]]" = WeakKeyDictionary()
+_loose: "WeakKeyDictionary[SparseMatrix, list[LooseAverage]]" = WeakKeyDictionary()
 """layer -> averages of it that are no layers."""
 
 
-def keep(layer: "SparseMatrix", kept: Kept, is_same: Callable[[Kept], bool]) -> None:
-    """From now on `kept` evolves with `layer`, in the place of what is the same."""
+def add_loose(layer: "SparseMatrix", average: LooseAverage, is_same: Callable[[LooseAverage], bool]) -> None:
+    """From now on `average` evolves with `layer`, in the place of what is the same."""
     with LOCK:
-        _kept[layer] = [*(one for one in _kept.get(layer, []) if not is_same(one)), kept]
+        _loose[layer] = [*(one for one in _loose.get(layer, []) if not is_same(one)), average]
         layer.was_copied = True
 
 
@@ -120,13 +120,13 @@ def averages(name: str, layer: "SparseMatrix") -> list[Average]:
             )
         else:
             _refuse_mixed(name, layer, copy, known)
-    return [*found, *(kept for kept in _kept_of(layer) if kept.is_of(name, layer))]
+    return [*found, *(loose for loose in _loose_of(layer) if loose.is_of(name, layer))]
 
 
 def values_of(name: str, layer: "SparseMatrix") -> list[Tensor]:
     """The values of the averages that have the topology of `layer`."""
     layers = [copy.values for copy, known in copies.of(layer) if known.left is None]
-    return [*layers, *(kept.values for kept in _kept_of(layer) if kept.is_of(name, layer))]
+    return [*layers, *(loose.values for loose in _loose_of(layer) if loose.is_of(name, layer))]
 
 
 def evolving(layer: "SparseMatrix", averages: Sequence[Average]) -> Change:
@@ -190,8 +190,8 @@ def _same_topology(one: "SparseMatrix", other: "SparseMatrix") -> bool:
         return False
 
 
-def _kept_of(layer: "SparseMatrix") -> list[Kept]:
+def _loose_of(layer: "SparseMatrix") -> list[LooseAverage]:
     if not layer.was_copied:
         return []
     with LOCK:
-        return list(_kept.get(layer, []))
+        return list(_loose.get(layer, []))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsify import averaging, optimizer_loading, strangers, topology
+from sparsify import averaging, holders, optimizer_loading, strangers, topology
 from sparsify.averaging import Average
 from sparsify.distributed import Ranks, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution
@@ -85,8 +85,7 @@ class Evolver:
         self.foreign = ForeignWrites(self.layers)
         self._around: list[ReferenceType[Any]] = []
         self._reached: set[str] = set()
-        self._seen: dict[str, tuple[Tensor, Passes]] | None = None
-        self.watch()
+        self._inner: dict[str, tuple[Tensor, Passes]] | None = None
 
     def begin_step(self) -> None:
         """Before the optimizer steps: its buffers must belong to the topologies, and all ranks must begin alike."""
@@ -108,7 +107,7 @@ class Evolver:
         """An optimizer inside another has stepped: the other may zero the gradients before it is done."""
         self._reached |= self._with_gradient()
         if self.progress.due:
-            self._seen = {
+            self._inner = {
                 name: (gradient.clone(), list(passes)) for name, (gradient, passes) in self._gradients().items()
             }
         self.foreign.note()
@@ -127,7 +126,7 @@ class Evolver:
         due = self.algorithm.due(progress.step + 1) or self._catches_up(progress.step + 1)
         if progress.due:
             self._evolve(self._ready(progress.trained, grows=not self._is_late), due)
-        progress.due, self._seen = due, None
+        progress.due, self._inner = due, None
         self.watch()
         self.foreign.note()
 
@@ -158,7 +157,8 @@ class Evolver:
     def _begin_anew(self, names: Sequence[str]) -> None:
         """`reset_parameters` was called on these layers: their state starts afresh, and their places are explored."""
         kept, explored, changes = self.kept(), dict[str, Explored](), list[Change]()
-        for name, layer in [(name, self.layers[name]) for name in names]:
+        for name in names:
+            layer = self.layers[name]
             explored[name] = copy.copy(self.progress.explored[name])
             explored[name].add(layer.flat())
             changes += kept.afresh(self.parameters[name])
@@ -177,16 +177,19 @@ class Evolver:
 
     def kept(self) -> Kept:
         """What the optimizer, and those around it that have been seen, keep now."""
-        return Kept(self.optimizer, [each for each in (reference() for reference in self._around) if each is not None])
+        return Kept(*self._roots())
+
+    def _roots(self) -> list[Any]:
+        return [self.optimizer, *(each for reference in self._around if (each := reference()) is not None)]
 
     def notice(self, around: Iterable[object]) -> None:
         """These optimizers step the one that is evolved: what they keep moves with evolution, too."""
-        known = {id(each) for each in self.kept().optimizers}
+        known = {id(each) for each in holders.optimizers(*self._roots())}
         self._around += [ref(each) for each in around if id(each) not in known]
 
     def _able(self) -> set[str]:
         """The layers that can train."""
-        return able(self.kept().optimizers, self.parameters)
+        return able(holders.optimizers(*self._roots()), self.parameters)
 
     def _with_gradient(self) -> set[str]:
         """Of the layers that have not trained since the last evolution: those that a step trains now."""
@@ -216,8 +219,8 @@ class Evolver:
 
         Zeros that no pass has made are what `zero_grad(set_to_none=False)` leaves of a layer without gradient.
         """
-        if self._seen is not None:
-            return self._seen
+        if self._inner is not None:
+            return self._inner
         alone = self.ranks.group is None
         made = {name: recorder.made(self.parameters[name].grad, alone) for name, recorder in self.recorders.items()}
         return {
@@ -404,11 +407,7 @@ class Evolver:
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self)
-        return {**vars(self), "recorders": {}, "swap": None, "_around": [], "_seen": None, "old_weights": []}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.watch()
+        return {**vars(self), "recorders": {}, "swap": None, "_around": [], "_inner": None, "old_weights": []}
 
     def _stateful(self) -> list[tuple[str, Any]]:
         """The rules and schedules that have state of their own, as a user's may; ours have none."""

@@ -73,7 +73,7 @@ def follow(average: Averages, model: nn.Module) -> None:
             )
     with LOCK:
         for name, tensors in kept.items():
-            averaging.keep(layers[name], tensors, tensors.is_same)
+            averaging.add_loose(layers[name], tensors, tensors.is_same)
 
 
 @dataclass

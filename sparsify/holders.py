@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 
 DEEPEST = 2
-"""Objects of other kinds that may lie around an optimizer or a tensor that is still found."""
+"""How many objects that are no containers may lie between an optimizer and a tensor that is still found."""
 
 CLOSED = (Tensor, nn.Module, type, ModuleType, torch.Generator, torch.device, torch.dtype, str, bytes, int, float)
 """What is not looked into."""
@@ -59,13 +59,13 @@ def optimizers(*roots: object) -> list[Any]:
 
 def parameters(*roots: object) -> list[Tensor]:
     """What all their param groups hold, each once."""
-    held = {id(p): p for each in optimizers(*roots) for group in each.param_groups for p in group["params"]}
+    held = {id(p): p for layout in layouts(*optimizers(*roots)) for group in layout for p in group}
     return list(held.values())
 
 
-def layouts(*roots: object) -> list[Layout]:
-    """The parameters of each optimizer, group by group."""
-    return [[group["params"] for group in each.param_groups] for each in optimizers(*roots)]
+def layouts(*optimizers: Any) -> list[Layout]:
+    """The parameters of each of these optimizers, group by group."""
+    return [[group["params"] for group in each.param_groups] for each in optimizers]
 
 
 def buffers(*roots: object) -> list[Buffer]:
@@ -75,8 +75,8 @@ def buffers(*roots: object) -> list[Buffer]:
     as the parameter stands in `param_groups`, and where it is an attribute of the parameter. LBFGS, which has one
     history for all parameters, is left out.
     """
-    held = {id(p): p for p in parameters(*roots)}
-    follow = layouts(*roots)
+    follow = layouts(*optimizers(*roots))
+    held = {id(p): p for layout in follow for group in layout for p in group}
     places = [Place(root, layouts=follow) for root in roots]
     places += [Place(list(vars(p).values()), p) for p in held.values() if vars(p)]
     found: dict[int, Buffer] = {}

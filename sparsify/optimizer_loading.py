@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,16 +54,17 @@ def check_state_dict(optimizer: Optimizer, lengths: Mapping[nn.Parameter, int], 
     for key, parameter in pairs:
         for name, buffer in entries[key].items() if parameter in lengths else ():
             where, nnz = f"state_dict['state'][{key!r}][{name!r}]", lengths[parameter]
-            for tensor in holders.tensors(buffer):
+            within = holders.tensors(buffer)
+            for tensor in within:
                 fits = tensor.shape == (nnz,) or (tensor.numel() == 1 and name not in vectors)
                 if tensor.layout != torch.strided or tensor.is_meta or not fits:
                     kind = f"{tensor.dtype} {tuple(tensor.shape)} of layout {tensor.layout} on {tensor.device}"
                     raise ValueError(
                         f"{where} must be a number or a vector of the layer's {nnz} connections, got {kind}."
                     )
-            nested = isinstance(buffer, (dict, list, tuple, deque)) and holders.tensors(buffer)
+            is_kind = within and isinstance(buffer, (Tensor, dict, list, tuple, deque))
             maybe_none = buffer is None and name == "momentum_buffer"  # which SGD may have or not
-            if name in vectors and not (isinstance(buffer, Tensor) or nested or maybe_none):
+            if name in vectors and not (is_kind or maybe_none):
                 raise ValueError(f"{where} must be a tensor, got {type(buffer).__name__}.")
 
 
@@ -92,9 +93,9 @@ def load(
     backup = copy.deepcopy(optimizer.state_dict())
     try:
         optimizer.load_state_dict(state_dict)
-        kept, changes = keeping(), list[Change]()
+        kept, changes, given = keeping(), list[Change](), {id(tensor) for tensor in holders.tensors(state_dict)}
         for name, (values, held, loaded) in layers.items():
-            left = _left(kept.of(values), before, state_dict)
+            left = _left(kept.of(values), before, given)
             if not standard:
                 _check_loaded(name, kept.of(values), loaded[0], left)
             if held != loaded:
@@ -107,13 +108,12 @@ def load(
         change()
 
 
-def _left(buffers: Sequence[Buffer], before: Kept, state_dict: object) -> list[Buffer]:
-    """Those that loading `state_dict` has left as they were `before`."""
-    loaded = {id(tensor) for tensor in holders.tensors(state_dict)}
+def _left(buffers: Sequence[Buffer], before: Kept, given: Collection[int]) -> list[Buffer]:
+    """Those that loading has left as they were `before`, and that were not among the tensors `given` to it."""
     return [
         buffer
         for buffer in buffers
-        if before.versions.get(id(buffer.tensor)) == buffer.tensor._version and id(buffer.tensor) not in loaded
+        if before.versions.get(id(buffer.tensor)) == buffer.tensor._version and id(buffer.tensor) not in given
     ]
 
 

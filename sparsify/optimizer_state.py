@@ -57,20 +57,19 @@ class Kept:
     """All that an optimizer keeps, and what it holds or is held by: in its state, in lists and dicts of its own.
 
     Args:
-        optimizer: looked through now; what it makes later is not here.
-        around: other optimizers, such as one that holds this one.
+        roots: the optimizer, and others such as one that holds it. What they make after this call is not here.
     Attributes:
         optimizers: all that there are.
         buffers: the tensors that they keep for each parameter.
         unknown: those of which it cannot be told for which parameter they are.
     """
 
-    def __init__(self, optimizer: object, around: Sequence[object] = ()) -> None:
-        self.optimizers = holders.optimizers(optimizer, *around)
+    def __init__(self, *roots: object) -> None:
+        self.optimizers = holders.optimizers(*roots)
         self.versions: dict[int, int] = {}
         self.buffers: dict[Tensor, list[Buffer]] = defaultdict(list)
         self.unknown: list[Buffer] = []
-        for buffer in holders.buffers(optimizer, *around):
+        for buffer in holders.buffers(*roots):
             self.versions[id(buffer.tensor)] = buffer.tensor._version
             (self.unknown if buffer.parameter is None else self.buffers[buffer.parameter]).append(buffer)
 

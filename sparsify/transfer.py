@@ -65,20 +65,21 @@ def replace_parameters(
         ValueError: the optimizer has state for a parameter on the meta device.
         TypeError: it holds an old parameter where one that is split in several has no place.
     """
-    for each in holders.optimizers(optimizer):
+    inside = holders.optimizers(optimizer)
+    for each in inside:
         if isinstance(each, LBFGS):  # one history for all parameters, in their old sizes
             undo.callback(each.state.update, dict(each.state))
             each.state.clear()
             _set(vars(each), "_numel_cache", None, undo)
     whole = {old: [Piece(new, "", "", _all)] for old, new in allocated.items() if old not in pieces}
-    held = {id(p) for p in holders.parameters(optimizer)}
+    layouts = [[list(group) for group in layout] for layout in holders.layouts(*inside)]
+    held = {id(p) for layout in layouts for group in layout for p in group}
     new = {
         id(old): [piece._replace(parameter=allocated.get(piece.parameter, piece.parameter)) for piece in parts]
         for old, parts in {**pieces, **whole}.items()
         if id(old) in held
     }
     old = {id(p): p for p in (*pieces, *whole)}
-    layouts = [[list(group) for group in layout] for layout in holders.layouts(optimizer)]
     _Transfer(new, old, undo).renew(optimizer, layouts)
 
 
@@ -112,8 +113,8 @@ class _Transfer:
         else:
             for name, content in holders.contents(value):
                 fresh = self.renew(content, layouts, depth)
-                if fresh is not content:
-                    _set(vars(value), str(name), fresh, self._undo)
+                if fresh is not content and name in vars(value):  # not in a closure: who still holds it is warned of
+                    _set(vars(value), name, fresh, self._undo)
         return value
 
     def _renew_mapping(self, value: MutableMapping[Any, Any], layouts: Sequence[Layout], depth: int) -> None:

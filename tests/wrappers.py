@@ -72,13 +72,16 @@ class Lookahead(Optimizer):
     def step(self, closure=None):
         loss = self.optimizer.step(closure)
         self.steps += 1
-        for group in self.param_groups:
-            for fast in group["params"]:
-                slow = self.state[fast].setdefault("slow_param", fast.detach().clone())
+        for number, group in enumerate(self.param_groups):
+            for place, fast in enumerate(group["params"]):
+                slow = self.slow_of(number, place, fast)
                 if self.steps % self.k == 0:
                     slow += (fast - slow) * self.alpha
                     fast.copy_(slow)
         return loss
+
+    def slow_of(self, number, place, fast):
+        return self.state[fast].setdefault("slow_param", fast.detach().clone())
 
     def zero_grad(self, set_to_none=True):
         self.optimizer.zero_grad(set_to_none)
@@ -95,19 +98,18 @@ class InLists(Lookahead):
     @torch.no_grad()
     def step(self, closure=None):
         before = [[p.clone() for p in group["params"]] for group in self.param_groups]
-        loss = self.optimizer.step(closure)
-        self.steps += 1
-        for group, olds, slows in zip(self.param_groups, before, self.slow, strict=True):
-            for fast, old, slow in zip(group["params"], olds, slows, strict=True):
+        loss = super().step(closure)
+        for group, olds in zip(self.param_groups, before, strict=True):
+            for fast, old in zip(group["params"], olds, strict=True):
                 fast.lerp_(old, 0.1)  # what is kept over the step of the other must belong to the same connections
-                if self.steps % self.k == 0:
-                    slow += (fast - slow) * self.alpha
-                    fast.copy_(slow)
         return loss
+
+    def slow_of(self, number, place, fast):
+        return self.slow[number][place]
 
 
 class ById(Lookahead):
-    """No optimizer by its class; its slow weights are under the parameters' `id`, in an object of their own."""
+    """Its slow weights are under the parameters' `id`, in an object of their own."""
 
     class Slow:
         def __init__(self, params):
@@ -117,14 +119,5 @@ class ById(Lookahead):
         super().__init__(optimizer, k, alpha)
         self.slow = self.Slow(p for group in self.param_groups for p in group["params"])
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = self.optimizer.step(closure)
-        self.steps += 1
-        for group in self.param_groups:
-            for fast in group["params"]:
-                if self.steps % self.k == 0:
-                    slow = self.slow.weights[id(fast)]
-                    slow += (fast - slow) * self.alpha
-                    fast.copy_(slow)
-        return loss
+    def slow_of(self, number, place, fast):
+        return self.slow.weights[id(fast)]
