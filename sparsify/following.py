@@ -133,11 +133,7 @@ class _Tensors:
         return partial(self._replace, self.values, values.detach().contiguous(), topology.digest(flat))
 
     def _replace(self, tensor: Tensor, values: Tensor, digest: Digest) -> None:
-        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            if tensor.shape == values.shape and library.has_memory(tensor):
-                tensor.copy_(values)
-            else:
-                tensor.data = values
+        library.overwrite(tensor, values)
         self.digest = digest
 
 

@@ -119,6 +119,15 @@ def has_memory(tensor: Tensor) -> bool:
     return storage.nbytes() >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize
 
 
+def overwrite(tensor: Tensor, numbers: Tensor) -> None:
+    """Give `tensor` other numbers, in place where they fit: whoever else holds it has them too."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        if tensor.shape == numbers.shape and has_memory(tensor):
+            tensor.copy_(numbers)
+        else:
+            tensor.data = numbers
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is nothing but memory of the CPU, as those are that PyTorch's factory functions give."""
     return torch._C._dispatch_keys(tensor).raw_repr() in PLAIN

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Optimizer, Rprop
 
-from sparsify import holders
+from sparsify import holders, library
 from sparsify.evolution.evolve import Update
 from sparsify.holders import Buffer
 from sparsify.swap import Change
@@ -134,7 +134,7 @@ class Kept:
                     fresh = tensor[update.kept].mean().expand(len(grown))
                 else:
                     fresh = self._at_first(values, key, grown)
-                yield partial(_put, tensor, update.move(tensor, fresh.to(tensor)))
+                yield partial(library.overwrite, tensor, update.move(tensor, fresh.to(tensor)))
 
     @torch.no_grad()
     def afresh(self, parameter: nn.Parameter, values: Tensor | None = None) -> Iterator[Change]:
@@ -174,9 +174,9 @@ class Kept:
         """
         for tensor, _, key in buffers:
             if key == "step":
-                yield partial(_put, tensor, torch.zeros_like(tensor))
+                yield partial(library.overwrite, tensor, torch.zeros_like(tensor))
             elif tensor.dim() == 1:
-                yield partial(_put, tensor, self._at_first(parameter, key, values).to(tensor))
+                yield partial(library.overwrite, tensor, self._at_first(parameter, key, values).to(tensor))
 
     def _at_first(self, parameter: Tensor, key: str, values: Tensor) -> Tensor:
         """What new connections with these values find in the buffer of this name."""
@@ -195,15 +195,6 @@ def group_of(optimizer: Any, parameter: Tensor) -> dict[str, Any] | None:
     """The param group of `optimizer` that holds `parameter`."""
     groups: list[dict[str, Any]] = optimizer.param_groups
     return next((group for group in groups if any(parameter is p for p in group["params"])), None)
-
-
-@torch.no_grad()
-def _put(buffer: Tensor, moved: Tensor) -> None:
-    """In place, so that whoever else holds the buffer has it too."""
-    if moved.shape == buffer.shape:
-        buffer.copy_(moved)
-    else:
-        buffer.data = moved
 
 
 def _clear(optimizer: LBFGS) -> None:
