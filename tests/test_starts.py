@@ -4,6 +4,7 @@ import copy
 import io
 import weakref
 from collections import UserList, deque
+from functools import partial
 
 import pytest
 import torch
@@ -363,7 +364,13 @@ def test_a_layer_at_two_places_takes_its_one_topology(state_dict):
 
 
 @pytest.mark.parametrize(
-    "wrap", [AveragedModel, nn.DataParallel, torch.compile, lambda m: AveragedModel(nn.Sequential(*m))]
+    "wrap",
+    [
+        AveragedModel,
+        nn.DataParallel,
+        partial(torch.compile, backend="eager"),
+        lambda m: AveragedModel(nn.Sequential(*m)),
+    ],
 )
 def test_the_topology_may_come_from_a_wrapped_model(wrap):
     ticket, _ = sparsify(mlp(12, 16, 4), None, 0.3)
@@ -466,11 +473,10 @@ def test_what_was_left_dense_shares_the_lower_density():
     model, optimizer = sparsify(model, sgd(model), 0.3)
     assert type(model[4]) is nn.Linear, "its density is 1"
     x = torch.randn(8, 64)
-    before, momentum = model(x), None
     model(x).square().mean().backward()
     optimizer.step()
-    before, head = model(x), model[4].weight
-    momentum = optimizer.state[head]["momentum_buffer"].clone()
+    before = model(x)
+    momentum = optimizer.state[model[4].weight]["momentum_buffer"].clone()
     evolution = GMP(until=4, interval=1)
     expected = {row.name: row.nnz for row in plan(mlp(64, 50, 30, 6), 0.05).layers}
     assert {row.name: row.nnz for row in plan(model, 0.05, optimizer=optimizer, evolution=evolution).layers} == expected
@@ -486,7 +492,7 @@ def test_what_was_left_dense_shares_the_lower_density():
 
 
 def test_what_is_skipped_is_not_pruned_further():
-    model, optimizer = sparsify(mlp(12, 16, 16, 4), None, 0.5)
+    model, optimizer = sparsify(mlp(12, 16, 16, 4), None, 0.3)
     model, optimizer = sparsify(model, sgd(model), evolution=Static())
     counts = {i: model[i].nnz for i in (0, 2, 4)}
     model, optimizer = sparsify(model, optimizer, 0.1, evolution=GMP(until=2, interval=1), skip=["0"])
