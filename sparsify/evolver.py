@@ -230,12 +230,19 @@ class Evolver:
         return until is not None and self.progress.step > until
 
     def _gradients(self) -> dict[str, tuple[Tensor, Passes]]:
-        """The gradient of each layer that has one, with the operands of the backward passes that made it."""
+        """The gradient of each layer that has one, with the operands of the backward passes that made it.
+
+        Zeros that no pass has made are what `zero_grad(set_to_none=False)` leaves of a layer without gradient.
+        """
         if self._seen is not None:
             return self._seen
         alone = self.ranks.group is None
         made = {name: recorder.made(self.parameters[name].grad, alone) for name, recorder in self.recorders.items()}
-        return {name: (p.grad, made.get(name, [])) for name, p in self.parameters.items() if p.grad is not None}
+        return {
+            name: (p.grad, made.get(name, []))
+            for name, p in self.parameters.items()
+            if p.grad is not None and (name not in made or made[name] or bool(p.grad.any()))
+        }
 
     def _ready(self, trained: Collection[str], grows: bool = True) -> dict[str, tuple[Tensor | None, Passes]]:
         """The layers that evolve, with gradient and operands of backward passes where there are any.

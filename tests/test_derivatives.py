@@ -7,6 +7,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jvp, linearize, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from sparsify import SparseLinear, kernels, sparsify
@@ -295,3 +296,129 @@ def test_a_vjp_may_be_taken_twice():
         found.append(vjp(pulled, *given)[1](tuple(torch.ones_like(x) for x in given)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_of_gradients_of_every_layout():
+    layer = make()
+    given = arguments(layer, (True, True, True))
+    slanted = [torch.randn(5, 3, dtype=torch.float64).t().requires_grad_(), *given[1:]]
+    for after in (lambda out: out.t(), lambda out: out.sum(0), lambda out: out.sum(), lambda out: out[:, ::2]):
+        assert gradgradcheck(lambda *args, after=after: after(product(layer)(*args)), slanted)
+    assert gradgradcheck(lambda x, *args: product(layer)(x[:1].expand(4, 5), *args), given)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_tangent_that_comes_only_with_the_backward_pass(again):
+    layer, found = make(), []
+    for function in product(layer), dense(layer):
+        torch.manual_seed(0)
+        given = arguments(layer, (True, True, True))
+        out = function(*given).tanh()
+        with fwAD.dual_level():
+            cotangent = fwAD.make_dual(torch.ones_like(out), out.detach().sin())
+            parts = torch.autograd.grad(out, given, cotangent, create_graph=again)
+            found.append([fwAD.unpack_dual(part).tangent for part in parts])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def graphs(model, x):
+    yield torch.jit.trace(model, x)
+    yield make_fx(model)(x)
+    yield torch.export.export(model, (x,)).module()
+    yield torch.compile(model, backend="aot_eager")
+    indices = model[0].indices()
+    yield lambda x: torch.ops.sparsify.linear(x, model[0].values, model[0].bias, *indices)
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_a_graph_refuses_a_tangent_that_it_would_drop(mode, number):
+    model, x = sparsify(mlp(12, 16, 4), None, 0.4)[0], torch.randn(3, 12)
+    graph = list(graphs(model, x))[number]
+    with mode(), fwAD.dual_level():
+        assert graph(x).shape[0] == 3, "without a tangent it computes"
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"tangent|must implement the jvp"):
+            graph(fwAD.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_many_gradients_at_once(again):
+    layer = make()
+    weight = layer.to_dense().detach().requires_grad_()
+    cotangents, found = torch.randn(7, 3, 4, dtype=torch.float64), []
+    for values in layer.values, weight:
+        torch.manual_seed(0)
+        x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+        out = layer(x) if values is layer.values else F.linear(x, weight, layer.bias)
+        given = x, values, layer.bias
+        found.append(torch.autograd.grad(out, given, cotangents, is_grads_batched=True, create_graph=again))
+    expected = found[1][0], found[1][1].flatten(1)[:, layer.flat()], found[1][2]
+    for one, other in zip(found[0], expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_hessians(vectorize):
+    layer = make()
+    x, values, bias = arguments(layer, (False, False, False))
+    one, other = (
+        torch.autograd.functional.hessian(
+            lambda v, function=function: function(x, v, bias).tanh().square().sum(), values, vectorize=vectorize
+        )
+        for function in (product(layer), dense(layer))
+    )
+    torch.testing.assert_close(one, other)
+
+
+def heat(model, points):
+    """The loss of a physics-informed network: derivatives by the input, up to the second."""
+    points = points.clone().requires_grad_()
+    u = model(points)
+    (first,) = torch.autograd.grad(u.sum(), points, create_graph=True)
+    (second,) = torch.autograd.grad(first[:, 0].sum(), points, create_graph=True)
+    (first[:, 1] - second[:, 0] + u.sum(1)).square().mean().backward()
+
+
+def test_losses_of_second_derivatives_train_as_in_a_dense_network():
+    sparse, twin = twins()
+    points = torch.randn(6, 12, dtype=torch.float64)
+    heat(sparse, points)
+    heat(twin, points)
+    same_gradients(sparse, twin)
+
+
+def curvature(forward, weight, active, x):
+    """A loss of the third order: of how the gradient of the weight changes with the input."""
+    x = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad((forward(x, weight).tanh() ** 3).sum(), weight, create_graph=True)
+    (second,) = torch.autograd.grad((first * active).square().sum(), x, create_graph=True)
+    (third,) = torch.autograd.grad(second.square().sum(), x, create_graph=True)
+    third.square().sum().backward()
+
+
+def two_inner_steps(forward, weight, active, x):
+    """MAML's, where inactive weights stay zero."""
+    fast = weight
+    for _ in range(2):
+        (step,) = torch.autograd.grad(forward(x, fast).tanh().square().sum(), fast, create_graph=True)
+        fast = fast - 0.1 * step * active
+    forward(x + 1, fast).square().sum().backward()
+
+
+def penalty(forward, weight, active, x):
+    x = x.clone().requires_grad_()
+    (of_x,) = torch.autograd.grad(forward(x, weight).tanh().sum(), x, create_graph=True)
+    (forward(x, weight).tanh().mean() + of_x.square().sum()).backward()
+
+
+@pytest.mark.parametrize("loss", [penalty, two_inner_steps, curvature])
+def test_what_growth_sees_of_such_losses_is_the_gradient_of_the_dense_weight(loss):
+    layer = make(ins=8, outs=6, density=0.3)
+    keeper = kernels.Recorder(layer)
+    weight = layer.to_dense().detach().requires_grad_()
+    x = torch.randn(7, 8, dtype=torch.float64)
+    loss(lambda x, values: functional_call(layer, {"values": values}, (x,)), layer.values, 1.0, x)
+    loss(lambda x, weight: F.linear(x, weight, layer.bias.detach()), weight, weight.detach().ne(0), x)
+    torch.testing.assert_close(layer.values.grad, weight.grad.flatten()[layer.flat()])
+    torch.testing.assert_close(sum(grad.t() @ input for grad, input in keeper.passes), weight.grad)

@@ -180,11 +180,74 @@ def scaled(model, optimizer, x):
     optimizer.step()
 
 
+def restored_from_two(model, optimizer, x):
+    """What was added to the gradient is small, and was taken away again."""
+    optimizer.zero_grad()
+    loss_of(model, x).backward()
+    saved = [p.grad.clone() for p in model.parameters()]
+    (0.03 * model(Z)).sum().backward()
+    for p, grad in zip(model.parameters(), saved, strict=True):
+        p.grad = grad
+    optimizer.step()
+
+
+def an_attack_of_many_steps(model, optimizer, x):
+    z = Z.clone()
+    for _ in range(20):
+        optimizer.zero_grad()
+        z = z.detach().requires_grad_()
+        (10 * model(z)).sum().backward()
+        z = z + 0.01 * z.grad.sign()
+    optimizer.zero_grad()
+    loss_of(model, x).backward()
+    optimizer.step()
+
+
+def others_in_the_place_of_the_parameters(model, optimizer, x):
+    """Beside the model's own, in one loss; their gradients are their own."""
+    optimizer.zero_grad()
+    others = {name: (2 * p.detach() + 0.1).requires_grad_() for name, p in model.named_parameters()}
+    (loss_of(model, x) + 10 * functional_call(model, others, (Z,)).sum()).backward()
+    optimizer.step()
+
+
+def gradients_at_other_parameters(model, optimizer, x):
+    """MAML of the first order: the gradient at fast weights is taken for that of the weights."""
+    optimizer.zero_grad()
+    fast = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    (10 * functional_call(model, fast, (Z,))).sum().backward()
+    for p in fast.values():
+        p.grad = None
+    (functional_call(model, fast, (x,)) - 1).square().mean().backward()
+    for name, p in model.named_parameters():
+        p.grad = fast[name].grad
+    optimizer.step()
+
+
+def by_torch_func(model, optimizer, x):
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    grads = torch.func.grad(lambda p: (functional_call(model, p, (x,)) - 1).square().mean())(parameters)
+    torch.func.grad(lambda p: (10 * functional_call(model, p, (Z,))).sum())(parameters)
+    for name, p in model.named_parameters():
+        p.grad = grads[name]
+    optimizer.step()
+
+
+def ascent(model, optimizer, x):
+    optimizer.zero_grad()
+    (-loss_of(model, x)).backward()
+    torch.autograd.grad((10 * model(Z)).sum(), list(model.parameters()))
+    for p in model.parameters():
+        p.grad.neg_()
+    optimizer.step()
+
+
 WAYS = [
     saliency_map, saliency_map_before, backward_to_inputs_only, gradients_that_nobody_uses,
     a_fast_gradient_sign_example, an_example_whose_gradients_are_zeroed_in_place, saved_and_restored,
     restored_in_place_and_clipped, assigned_by_hand, an_inner_loop, micro_batches, micro_batches_by_hand, checkpointed,
-    checkpointed_reentrant, another_optimizers_loss, scaled,
+    checkpointed_reentrant, another_optimizers_loss, scaled, restored_from_two, an_attack_of_many_steps,
+    others_in_the_place_of_the_parameters, gradients_at_other_parameters, by_torch_func, ascent,
 ]  # fmt: skip
 
 
@@ -216,11 +279,18 @@ def penalized(model):
         p.grad += 1e-2 * p.detach()
 
 
+@pytest.mark.parametrize("restored", [False, True])
 @pytest.mark.parametrize("change", [clipped_by_value, noised, penalized])
-def test_a_gradient_that_was_changed_by_hand_is_still_that_of_its_passes(change):
+def test_a_gradient_that_was_changed_by_hand_is_still_that_of_its_passes(change, restored):
     model, optimizer = build(RigL(1))
     other = copy.deepcopy(model)
     loss_of(model, batch(1)).backward()
+    if restored:
+        saved = [p.grad for p in model.parameters()]
+        optimizer.zero_grad()
+        (10 * model(Z)).sum().backward()
+        for p, grad in zip(model.parameters(), saved, strict=True):
+            p.grad = grad
     change(model)
     torch.autograd.grad((10 * model(Z)).sum(), list(model.parameters()))
     x = batch(1)
@@ -271,3 +341,89 @@ def test_where_no_pass_made_the_gradient_the_layer_has_none():
     torch.autograd.grad((10 * model(z)).sum(), z)
     with pytest.raises(ValueError, match="evolve\\(\\) must follow a backward pass"):
         optimizer.evolve()
+
+
+LOSSES = [
+    (1.0, lambda model: loss_of(model, batch(1))),
+    (1e-3, lambda model: 1e4 * model(batch(2)).sin().sum()),  # whose share is small and gradient large
+    (0.3, lambda model: (model(batch(3)) + 2).square().mean()),
+]
+
+
+def zeroing_between(model):
+    for _, loss in LOSSES:
+        model.zero_grad()
+        loss(model).backward()
+        yield [p.grad.clone() for p in model.parameters()]
+
+
+def given_back(model):
+    for _, loss in LOSSES:
+        yield torch.autograd.grad(loss(model), list(model.parameters()))
+
+
+@pytest.mark.parametrize("each", [zeroing_between, given_back])
+def test_gradients_of_several_tasks_count_as_much_as_they_were_added_with(each):
+    (model, optimizer), (other, its_optimizer) = build(RigL(1)), build(RigL(1))
+    grads = list(each(model))
+    for number, p in enumerate(model.parameters()):
+        p.grad = sum(share * of_task[number] for (share, _), of_task in zip(LOSSES, grads, strict=True))
+    optimizer.step()
+    sum(share * loss(other) for share, loss in LOSSES).backward()
+    its_optimizer.step()
+    for i in (0, 2):
+        assert torch.equal(model[i].flat(), other[i].flat())
+
+
+def test_a_pass_after_the_step_does_not_change_what_grows_by_hand():
+    (model, optimizer), expected = build(RigL(None)), build(RigL(None))
+    for some, its_optimizer in (model, optimizer), expected:
+        loss_of(some, batch(1)).backward()
+        its_optimizer.step()
+    z = Z.clone().requires_grad_()
+    torch.autograd.grad((10 * model(z)).sum(), [z, *model.parameters()])
+    assert optimizer.evolve().grown == expected[1].evolve().grown
+    for i in (0, 2):
+        assert torch.equal(model[i].flat(), expected[0][i].flat())
+
+
+def test_a_gradient_that_was_zeroed_before_the_step_grows_nothing():
+    model, optimizer = build(RigL(2))
+    plain(model, optimizer, batch(1))
+    before = [model[i].flat() for i in (0, 2)]
+    optimizer.zero_grad()
+    loss_of(model, batch(2)).backward()
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    for i, flat in zip((0, 2), before, strict=True):
+        assert torch.equal(model[i].flat(), flat)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_head_that_has_no_gradient_at_the_step_rests(set_to_none):
+    torch.manual_seed(0)
+    heads = nn.ModuleList([nn.Linear(20, 10), nn.Linear(20, 10)])
+    heads, optimizer = sparsify(heads, torch.optim.SGD(heads.parameters(), lr=0.1), 0.3, evolution=RigL(2))
+    for number in range(4):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        loss_of(heads[number % 2], batch(number)).backward()
+        optimizer.step()
+    assert [set(record.grown) for record in optimizer.history] == [{"1"}, {"1"}]
+
+
+def test_an_optimizer_that_steps_within_the_backward_pass():
+    (model, optimizer), expected = build(RigL(1)), build(RigL(1))
+    waiting = set(model.parameters())
+
+    def count(p):
+        waiting.discard(p)
+        if not waiting:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(count)
+    loss_of(model, batch(1)).backward()
+    plain(*expected, batch(1))
+    for i in (0, 2):
+        assert torch.equal(model[i].flat(), expected[0][i].flat())

@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sparsify import RigL, SparseLinear, sparsify
 from sparsify.kernels import Recorder, recorder
@@ -157,3 +158,66 @@ def test_a_layer_that_no_backward_reached_stays_as_it_is():
     assert torch.equal(model[0].flat(), before[0])
     assert not torch.equal(model[1].flat(), before[1])
     assert optimizer.history[-1].grown == {"1": 18}
+
+
+def test_what_is_differentiated_by_its_input_alone_is_not_kept(watched):
+    layer, keeper = watched
+    backward(layer)
+    for again in False, True:
+        x = torch.randn(4, 20, requires_grad=True)
+        (of_x,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=again)
+        if again:
+            torch.autograd.grad(of_x.sum(), x)
+        layer(x).sum().backward(inputs=[x])
+    assert sum(len(backward.passes) for backward in keeper._backwards) == 1
+
+
+def test_passes_that_no_step_follows_do_not_pile_up(watched):
+    layer, keeper = watched
+    for _ in range(300):
+        layer.zero_grad()
+        backward(layer)
+        torch.autograd.grad(layer(torch.randn(4, 20)).sum(), layer.values)
+    assert len(keeper._backwards) <= recorder.LIMIT + 1
+    assert len(keeper.passes) == 1
+    assert agrees(layer, keeper)
+
+
+def test_micro_batches_are_never_forgotten(watched):
+    layer, keeper = watched
+    for _ in range(recorder.LIMIT + 40):
+        backward(layer)
+    assert len(keeper.passes) == recorder.LIMIT + 40
+    torch.autograd.grad(layer(torch.randn(4, 20)).sum(), layer.values)
+    assert agrees(layer, keeper)
+
+
+def test_a_gradient_of_zeros_in_another_tensor_begins_anew(watched):
+    layer, keeper = watched
+    backward(layer)
+    for p in layer.parameters():
+        p.grad = None
+        p.grad = torch.zeros_like(p)  # where the old one was, as likely as not
+    backward(layer, 9)
+    assert [backward.sum is not None for backward in keeper._backwards] == [True, True]
+    assert [len(grad) for grad, _ in keeper.made(layer.values.grad, compared=False)] == [9]
+
+
+def test_one_backward_pass_in_and_out_of_a_reentrant_checkpoint(watched):
+    layer = SparseLinear(20, 20, 0.3)
+    keeper = Recorder(layer)
+    hidden = checkpoint(layer, layer(torch.randn(4, 20)), use_reentrant=True)
+    layer(hidden).square().sum().backward()
+    made = keeper.made(layer.values.grad, compared=False)
+    assert len(made) == 3
+    assert agrees(layer, keeper)
+
+
+def test_a_layer_that_is_unfrozen_later_is_watched():
+    layer = SparseLinear(20, 10, 0.3).requires_grad_(False)
+    keeper = Recorder(layer)
+    layer.requires_grad_(True)
+    for _ in range(2):
+        backward(layer)
+    assert len(keeper.made(layer.values.grad, compared=False)) == 2
+    assert agrees(layer, keeper)

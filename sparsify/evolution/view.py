@@ -35,8 +35,8 @@ class LayerView:
     survives: which connections stay, (nnz,) bool; all of them while drop rules score.
     generator: on the CPU, of this evolution of this layer.
     gradient: of `values`, (nnz,); None where no backward pass reached the layer.
-    passes: (gradient of the output (batch, out_features), input (batch, in_features)) of each backward pass since the
-        last step; only where the growth rule is `needing_gradient`. In distributed training this rank's.
+    passes: (gradient of the output (batch, out_features), input (batch, in_features)) of each backward pass that made
+        `gradient`; only where the growth rule is `needing_gradient`. In distributed training this rank's.
     sum_over_ranks: adds up, in place, a tensor that each rank has its own of, such as what a rule computed from
         `passes`: rules must choose alike on every rank. `values` and `gradient` are the same on all ranks already.
     spared: which connections must stay whatever their scores, (nnz,) bool; None for none. Scopes see it.

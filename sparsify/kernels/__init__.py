@@ -11,7 +11,7 @@ for input (batch, in_features), output and grad (batch, out_features), all conti
 import torch
 from torch import Tensor
 
-from sparsify.kernels import flops, ops  # noqa: F401  (flops registers formulas)
+from sparsify.kernels import autograd, flops  # noqa: F401  (flops registers formulas)
 from sparsify.kernels.choice import available, choose, use
 from sparsify.kernels.operands import SUPPORTED
 from sparsify.kernels.recorder import Recorder
@@ -30,11 +30,11 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
     """
     dtype = input.dtype
     if input.dim() == 2 and dtype not in HALF:
-        return ops.linear(input, values, bias, indices)
+        return autograd.linear(input, values, bias, indices)
     if dtype in HALF:
         input, values = input.float(), values.float()
         bias = None if bias is None else bias.float()
-    output = ops.linear(input.reshape(-1, input.shape[-1]), values, bias, indices)
+    output = autograd.linear(input.reshape(-1, input.shape[-1]), values, bias, indices)
     return output.view(*input.shape[:-1], output.shape[1]).to(dtype)
 
 

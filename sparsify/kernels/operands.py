@@ -16,6 +16,9 @@ SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Dtypes of values; half-precision products are computed in float32."""
 
 _dispatch_keys = torch._C._dispatch_keys
+is_batched = torch._C._functorch.is_legacy_batchedtensor
+"""Whether a gradient is one of many at once: torch.autograd.grad(is_grads_batched=True) has a vmap of its own."""
+
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
 _transforms = torch._C._functorch.peek_interpreter_stack
@@ -53,6 +56,24 @@ def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
 def plain(tensors: Iterable[Tensor | None]) -> list[Any]:
     """The tensors without their subclasses, where these have memory like any other tensor."""
     return [t if t is None or type(t) in KINDS else t.as_subclass(Tensor) for t in tensors]
+
+
+def refuse_tangents(*tensors: Tensor | None) -> None:
+    """Check that nothing has a tangent of forward mode, which PyTorch's operators of Python would drop.
+
+    Raises:
+        NotImplementedError: something has.
+    """
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return
+    unpack: Any = forward_ad.unpack_dual
+    with torch._C._SetExcludeDispatchKeyGuard(DispatchKey.ADInplaceOrView, False):  # a compiled graph leaves it out
+        found = any(tensor is not None and unpack(tensor).tangent is not None for tensor in tensors)
+    if found:
+        raise NotImplementedError(
+            "input must have no tangent in a graph that was traced, exported or compiled, got a dual tensor. Call the "
+            "model itself."
+        )
 
 
 def is_traced() -> bool:
