@@ -25,7 +25,7 @@ from sparsify.starts import Start
 @overload
 def sparsify(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | SparseOptimizer,
     density: Density | None = ...,
     *,
     evolution: Evolution = ...,
@@ -51,7 +51,7 @@ def sparsify(
 @overload
 def sparsify(
     model: nn.Module,
-    optimizer: Sequence[Optimizer],
+    optimizer: Sequence[Optimizer | SparseOptimizer],
     density: Density | None = ...,
     *,
     evolution: Evolution = ...,
@@ -60,7 +60,7 @@ def sparsify(
     start: Start = ...,
     grown_state: GrownState = ...,
     seed: int | None = ...,
-) -> tuple[nn.Module, tuple[Optimizer, ...]]: ...
+) -> tuple[nn.Module, tuple[Any, ...]]: ...
 def sparsify(
     model: nn.Module,
     optimizer: Any,

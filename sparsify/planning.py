@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from sparsify import holders, starts
 from sparsify.candidates import Candidate, aliases, find
@@ -60,7 +59,7 @@ def plan(
     model: nn.Module,
     density: Density | None = None,
     *,
-    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    optimizer: Any = None,
     distribution: Distribution = erdos_renyi,
     skip: Iterable[str] = (),
     start: Start = "random",
@@ -70,7 +69,7 @@ def plan(
 
     Args:
         model, density, distribution, skip, start: as for `sparsify`.
-        optimizer: as for `sparsify`; None takes every trainable layer as held by one.
+        optimizer: one or several, as for `sparsify`; None takes every trainable layer as held by one.
         evolution: as for `sparsify`; one that prunes takes layers that are sparse already further down, and the table
             shows what they have in the end.
     Returns:

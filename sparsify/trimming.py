@@ -18,8 +18,10 @@ from sparsify.optimizer import SparseOptimizer
 from sparsify.optimizer_state import Kept
 from sparsify.swap import Change, Swap, Swapped
 
+Trains = Optimizer | SparseOptimizer
 
-def trim(model: nn.Module, drop_fraction: float, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> nn.Module:
+
+def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Trains] | None = None) -> nn.Module:
     """Drop each layer's weakest connections for good and grow nothing: SET's last step, for inference.
 
     To go on training, name the optimizer: the survivors keep their momentum and moments. An optimizer that is not named
