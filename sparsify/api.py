@@ -25,7 +25,7 @@ from sparsify.starts import Start
 @overload
 def sparsify(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | SparseOptimizer,
     density: Density | None = ...,
     *,
     evolution: Evolution = ...,
@@ -51,7 +51,7 @@ def sparsify(
 @overload
 def sparsify(
     model: nn.Module,
-    optimizer: Sequence[Optimizer],
+    optimizer: Sequence[Optimizer | SparseOptimizer],
     density: Density | None = ...,
     *,
     evolution: Evolution = ...,
@@ -60,7 +60,7 @@ def sparsify(
     start: Start = ...,
     grown_state: GrownState = ...,
     seed: int | None = ...,
-) -> tuple[nn.Module, tuple[Optimizer, ...]]: ...
+) -> tuple[nn.Module, tuple[Any, ...]]: ...
 def sparsify(
     model: nn.Module,
     optimizer: Any,
@@ -85,30 +85,40 @@ def sparsify(
 
     Args:
         model: changed in place; a bare nn.Linear comes back replaced.
-        optimizer: of the model's parameters, new or in the middle of training; None for a sparse model without
-            evolution.
-        density: share of weights kept, in (0, 1]: of all layers together (shared out by `distribution`); or
-            {module-name glob: density} (the first glob that names a layer counts, layers that none names stay dense);
-            or a callable (out_features, in_features) -> density such as `epsilon(20)`. Not given where `start` says it.
-        evolution: `SET(...)`, `RigL(...)`, `GraNet(...)`, `GMP(...)`, `Static()` or an `Evolution` of your own.
+        optimizer: of the model's parameters, new or in the middle of training; or several, each of a part of the
+            model; None for a sparse model without evolution. One that `sparsify` returned goes on by `evolution`, with
+            its state.
+        density: share of weights kept, in (0, 1]: of all layers together that become sparse or are pruned further
+            (shared out by `distribution`); or {module-name glob: density} (the first glob that names a layer counts,
+            layers that none names stay as they are); or a callable (out_features, in_features) -> density such as
+            `epsilon(20)`. Not given where `start` gives the connections, unless `evolution` prunes, nor where a sparse
+            model only gets another algorithm or optimizer.
+        evolution: `SET(...)`, `RigL(...)`, `GraNet(...)`, `GMP(...)`, `Static()` or an `Evolution` of your own. What
+            prunes (GMP, GraNet) begins where the model is, if `start` gives the connections or layers are sparse
+            already, and not at its start density.
         distribution: shares a float density among layers.
-        skip: module-name globs of layers, or of modules that contain them, to leave dense.
+        skip: module-name globs of layers, or of modules that contain them, to leave as they are.
         start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
-            largest weights of a trained model as they are; the state dict of a sparse model makes `model` that model:
-            the same layers sparse, at the same connections, and everything else loaded too.
+            largest weights of a trained model as they are, "nonzero" exactly those of a pruned one that are not zero;
+            a sparse model gives its topology, for this model's own values; the state dict of a sparse model makes
+            `model` that model: the same layers sparse, at the same connections, and everything else loaded too.
         grown_state: what regrown connections find in optimizer buffers: "zero", or "mean" (second moments take the
             mean of the survivors').
         seed: of topology and evolution; None takes `torch.initial_seed()`. In distributed training rank 0's counts.
     Returns:
-        (model, optimizer); the optimizer is a `SparseOptimizer`, or None if it was None.
+        (model, optimizer); the optimizer is a `SparseOptimizer`, or None if it was None. Of several a tuple in their
+        order, in which those that hold no sparse layer are as they were.
     Raises:
-        ValueError, TypeError: an argument is out of range or of another kind; the model is sparse already, holds a
-            lazy layer, or nothing that can be sparse; a module on the meta device cannot initialise itself; the
-            optimizer holds none of the linear layers or is not elementwise. Nothing is changed.
+        ValueError, TypeError: an argument is out of range or of another kind; the model is sparse already and nothing
+            would change, holds a lazy layer, or nothing that can be sparse; a module on the meta device cannot
+            initialise itself; the optimizer holds none of the linear layers or is not elementwise; two hold the same.
+            Nothing is changed.
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
-    several = isinstance(optimizer, (list, tuple))
+    several = isinstance(optimizer, Sequence) and not isinstance(optimizer, str)
     given: list[Any] = [] if optimizer is None else list(optimizer) if several else [optimizer]
+    if several and not given:
+        raise ValueError(f"optimizer must be one, several or None, got none in {optimizer!r}.")
     for each in given:
         _check(each, model, evolution, grown_state, seed)
     starts.check(start)
@@ -116,7 +126,7 @@ def sparsify(
     candidates, first, existing, targets = begin(model, density, plain, evolution, distribution, skip, start)
     weights = {name: candidates[name].owner.get_parameter(candidates[name].weight) for name in first}
     weights |= {name: layer.values for name, layer in existing.items()}
-    dealt = _deal(plain, weights)
+    dealt = holders.deal(plain, weights)
     for each, names in zip(plain, dealt, strict=True):
         if names or not several:
             check_optimizer(each)
@@ -133,19 +143,19 @@ def sparsify(
 
     with ExitStack() as undo:
         surgery.replace_modules(model, replaced, undo)
+        model = replaced.get(model, model)
         allocated = meta.materialize(model, undo)
         wrapped: list[Any] = []
         for each, was, names in zip(plain, given, dealt, strict=True):
             transfer.replace_parameters(each, pieces, allocated, undo)
+            own = {name: layers[name] for name, _ in model.named_modules() if name in names}
             if isinstance(was, SparseOptimizer):
-                undo.callback(was._self_wrap, was._self_evolver)
-                was._self_unhook()
-            if names or not several:
-                own = {name: layer for name, layer in layers.items() if name in names}
-                each = SparseOptimizer(each, own, evolution, grown_state=grown_state, seed=seed, targets=targets)
-                undo.callback(each._self_unhook)
-            wrapped.append(each)
-        model = replaced.get(model, model)
+                if own:
+                    was._self_go_on(own, evolution, grown_state, seed, targets, undo)
+            elif own or not several:
+                was = SparseOptimizer(each, own, evolution, grown_state=grown_state, seed=seed, targets=targets)
+                undo.callback(was._self_unhook)
+            wrapped.append(was)
         loading.watch(model, undo)
         if isinstance(start, Mapping):
             _load_all(model, start, undo)
@@ -153,7 +163,7 @@ def sparsify(
     old_weights = retire(old, pieces)
     for each in wrapped:
         if isinstance(each, SparseOptimizer):
-            each._self_evolver.old_weights = old_weights
+            each._self_evolver.old_weights += old_weights
     return model, tuple(wrapped) if several else wrapped[0] if wrapped else None
 
 
@@ -161,24 +171,16 @@ def _check(optimizer: object, model: nn.Module, evolution: object, grown_state: 
     """Raise unless `optimizer` can train `model`; one that is wrapped already may go on by another algorithm."""
     if isinstance(optimizer, SparseOptimizer):
         check_options(evolution, grown_state, seed)
-        here = set(model.modules())
-        if optimizer._self_evolver.layers and all(layer in here for layer in optimizer._self_evolver.layers.values()):
+        optimizer._self_evolver.check_whole()
+        here, evolved = set(model.modules()), optimizer._self_evolver.layers
+        if elsewhere := [name for name, layer in evolved.items() if layer not in here]:
+            raise TypeError(
+                "optimizer must not be wrapped already, unless model holds all of its sparse layers, got one of layer "
+                f"{elsewhere[0]!r} of another. Pass the whole model, or an optimizer of this one."
+            )
+        if evolved:
             return
     check_arguments(optimizer, evolution, grown_state, seed)
-
-
-def _deal(optimizers: Sequence[Any], weights: Mapping[str, Tensor]) -> list[set[str]]:
-    """The names of the layers that each optimizer is to evolve: those whose weight it holds.
-
-    Raises:
-        ValueError: two hold the same.
-    """
-    held = [{id(p) for p in holders.parameters(each)} for each in optimizers]
-    dealt = [{name for name, weight in weights.items() if id(weight) in ids} for ids in held]
-    for name in weights:
-        if sum(name in names for names in dealt) > 1:
-            raise ValueError(f"a layer must be trained by one optimizer, got several that hold that of {name!r}.")
-    return dealt
 
 
 def _layer(candidate: Candidate, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseLinear:

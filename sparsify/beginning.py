@@ -11,7 +11,8 @@ from sparsify.candidates import Candidate
 from sparsify.distributions import Distribution, in_proportion
 from sparsify.evolution import Evolution
 from sparsify.linear import SparseLinear
-from sparsify.planning import FULL, WAYS, Decision, Density, check_dense, connections, decide, plan
+from sparsify.planning import FULL, IS_SPARSE, WAYS, Decision, Density, check_dense, connections, decide
+from sparsify.report import report
 from sparsify.starts import Start
 
 
@@ -49,85 +50,56 @@ def begin(
     prunes = bool(optimizers) and evolution.start_density is not None
     existing = starts.existing(model, holders.parameters(*optimizers)) if optimizers else {}
     if not starts.is_by_density(start):
-        return _from_start(model, density, optimizers, prunes, distribution, skip, start)
-    if density is None:
+        starts.check_density(start, density, prunes)
+        if isinstance(start, Mapping) and tuple(skip):
+            raise ValueError(starts.GIVEN_WITH_STATE_DICT)
+    elif density is None:
         return _go_on(model, existing, prunes)
-    decision = decide(model, density, optimizers or None, distribution, skip, start)
-    if not decision.counts and existing:
-        if not prunes:
-            check_dense(model)
-        return _prune_further(density, existing, distribution, decision)
-    if not decision.counts and FULL not in decision.reasons.values():
-        check_dense(model)
-        report = plan(model, density, optimizer=optimizers or None, distribution=distribution, skip=skip)
-        raise ValueError(f"model must hold an nn.Linear that can be sparse, got none.\n{report}")
-    first = decision.counts
-    if prunes and evolution.start_density is not None:
-        first = _first_counts(decision, density, evolution.start_density, distribution)
-    targets = decision.counts | {name: layer.nnz for name, layer in existing.items()}
-    return Beginning(decision.candidates, dict(first), existing, targets)
+    going_on = existing if prunes else {}
+    decision = decide(model, density, optimizers or None, distribution, skip, start, going_on)
+    new = {name: count for name, count in decision.counts.items() if name not in existing}
+    targets = {name: layer.nnz for name, layer in existing.items()} | decision.counts
+    if not new:
+        _check_something_changes(model, density, existing if prunes else {}, targets, decision, start)
+    first: dict[str, int | Tensor] = {**new}
+    if decision.flat or going_on:  # pruning goes on from the model as it is: what is dense begins with all its places
+        shapes = {name: decision.candidates[name].shape for name in new}
+        first = {name: decision.flat.get(name, shape[0] * shape[1]) for name, shape in shapes.items()}
+    elif density is not None and prunes and evolution.start_density is not None:
+        first = {**_first_counts(decision, density, evolution.start_density, distribution)}
+    return Beginning(decision.candidates, first, existing, targets)
 
 
-def _from_start(
+def _check_something_changes(
     model: nn.Module,
     density: Density | None,
-    optimizers: Sequence[Any],
-    prunes: bool,
-    distribution: Distribution,
-    skip: Iterable[str],
+    going_on: Mapping[str, SparseLinear],
+    targets: Mapping[str, int],
+    decision: Decision,
     start: Start,
-) -> Beginning:
-    """Where `start` gives the connections; an algorithm that prunes goes on from there to `density`."""
-    if isinstance(start, Mapping) and (density is not None or tuple(skip)):
-        raise ValueError("density and skip must not be given where start is a state dict, which says what is sparse.")
-    if density is not None and not prunes:
-        raise ValueError(
-            "density must not be given where start gives the connections, got both. An algorithm that prunes, such as "
-            "GMP(...), goes on from there down to a density."
-        )
-    if density is None and prunes and not isinstance(start, Mapping):
-        raise ValueError("density must be given where evolution prunes, got none: it is where pruning ends.")
-    decision = decide(model, None, optimizers or None, distribution, skip, start)
-    first: dict[str, int | Tensor] = dict(decision.flat)
-    targets = dict(decision.counts)
-    if density is not None:
-        ends = decide(model, density, optimizers, distribution, skip, "random").counts
-        for name, end in ends.items():
-            if name not in first and start == "nonzero":
-                shape = decision.candidates[name].shape
-                first[name] = targets[name] = shape[0] * shape[1]
-            if name in first:
-                targets[name] = min(targets[name], end)
-    if not first:
-        report = plan(model, optimizer=optimizers or None, skip=skip, start=start)
-        raise ValueError(f"model must hold an nn.Linear with weights that are zero, got none.\n{report}")
-    return Beginning(decision.candidates, first, {}, targets)
+) -> None:
+    """Where no layer becomes sparse: raise ValueError unless others are pruned further, or the user wants all dense."""
+    if going_on:
+        if all(targets[name] == layer.nnz for name, layer in going_on.items()):
+            raise ValueError(
+                f"density must be lower than that of the sparse layers, got {density}: nothing would be pruned."
+            )
+        return
+    check_dense(model)
+    if start == "nonzero" or FULL not in decision.reasons.values():
+        what = "with weights that are zero" if start == "nonzero" else "that can be sparse"
+        table = report(model, decision.candidates, decision.reasons.get, decision.counts.__getitem__)
+        raise ValueError(f"model must hold an nn.Linear {what}, got none.\n{table}")
 
 
 def _go_on(model: nn.Module, existing: Mapping[str, SparseLinear], prunes: bool) -> Beginning:
     """Where no density is given: with the layers that are sparse already, by another algorithm or optimizer."""
     if not existing:
-        raise TypeError(f"density must be given. {WAYS}")
+        ways = f"{WAYS} {IS_SPARSE}" if starts.existing(model, None) else WAYS
+        raise TypeError(f"density must be given. {ways}")
     if prunes:
         raise ValueError("density must be given where evolution prunes, got none: it is where pruning ends.")
     return Beginning({}, {}, dict(existing), {name: layer.nnz for name, layer in existing.items()})
-
-
-def _prune_further(
-    density: Density,
-    existing: Mapping[str, SparseLinear],
-    distribution: Distribution,
-    decision: Decision,
-) -> Beginning:
-    """Where nothing else can be sparse: the layers that are go on down to a lower density."""
-    shapes = {name: layer.shape for name, layer in existing.items()}
-    ends = connections(density, shapes, distribution, list(shapes))
-    targets = {name: min(layer.nnz, ends.get(name, layer.nnz)) for name, layer in existing.items()}
-    if all(targets[name] == layer.nnz for name, layer in existing.items()):
-        raise ValueError(
-            f"density must be lower than that of the sparse layers, got {density}: nothing would be pruned."
-        )
-    return Beginning(decision.candidates, {}, dict(existing), targets)
 
 
 def _first_counts(

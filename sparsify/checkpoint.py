@@ -127,7 +127,7 @@ def _say_what_was_left_out(dense: Collection[tuple["SparseMatrix", Tensor]]) -> 
         warn(
             f"The dense weights of {len(dense)} sparse layers were loaded at the connections that are there: "
             f"{1 - kept / given:.1%} of their magnitude was left out. To keep the largest weights of a dense model, "
-            'load it before sparsify(..., start="magnitude").',
+            'load it before sparsify(..., start="magnitude"), or start="nonzero" for all that a pruned one has.',
         )
 
 

@@ -8,7 +8,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from sparsify import adapters, holders, kernels
-from sparsify.candidates import EVERYTHING, Candidate
+from sparsify.candidates import EVERYTHING, Candidate, pruned
 from sparsify.distributed import SHARDED
 
 FROZEN = "it is frozen"
@@ -63,11 +63,13 @@ def why_dense(
             return FROZEN
         if adapter is not None:
             return adapter
+        if lost := next(filter(None, map(pruned, owner.modules())), None):
+            return f'its pruning is not permanent yet: prune.remove(layer, "{lost}") makes it so'
         if linear is owner:
             if type(linear).forward is not nn.Linear.forward or "forward" in linear.__dict__:
                 return "it has a forward of its own"
             if "weight" not in linear._parameters or is_parametrized(linear):
-                return _computed(linear)
+                return "its weight is computed from others (parametrization, weight norm)"
             if id(linear) in inside:
                 return "nn.MultiheadAttention reads its weight directly"
         for module in owner, linear:
@@ -92,6 +94,8 @@ def why_dense(
             return "it has no weights"
         if held is not None and id(weight) not in held:
             return "the optimizer does not hold it"
+        if held is not None and any(p.requires_grad and id(p) not in held for p in _split_with(owner)):
+            return "the optimizer does not hold all of its attention, which is split: name all optimizers in one call"
         return None
 
     found = {name: why(candidate) for name, candidate in candidates.items()}
@@ -109,7 +113,8 @@ def _own_members(kind: type) -> str | None:
     return f"its class {kind.__name__} has {what} of its own: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
-def _computed(linear: nn.Linear) -> str:
-    if hasattr(linear, "weight_mask"):
-        return 'its pruning is not permanent yet: prune.remove(layer, "weight") makes it so'
-    return "its weight is computed from others (parametrization, weight norm)"
+def _split_with(owner: nn.Module) -> list[nn.Parameter]:
+    """The parameters that new ones replace where a part of `owner` becomes sparse."""
+    attention = isinstance(owner, nn.MultiheadAttention)
+    named = owner._parameters.items() if attention else ()
+    return [p for name, p in named if p is not None and name not in ("bias_k", "bias_v")]

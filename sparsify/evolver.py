@@ -175,6 +175,24 @@ class Evolver:
         if not self.ranks.met:
             self._meet()
 
+    def successor(
+        self,
+        layers: Mapping[str, SparseLinear],
+        algorithm: Evolution,
+        grown_state: GrownState,
+        seed: int,
+        targets: Mapping[str, int],
+    ) -> "Evolver":
+        """What evolves these layers by another algorithm, from its first step on, with the same optimizer and state."""
+        new = Evolver(self.optimizer, layers, algorithm, grown_state, seed, targets)
+        before = {layer: name for name, layer in self.layers.items()}
+        for name, layer in layers.items():
+            if layer in before:  # its buffers may belong to another topology than it has
+                new.topologies[name] = self.topologies[before[layer]]
+                new.resets[name] = self.resets[before[layer]]
+        new.ranks, new.old_weights, new._around = copy.deepcopy(self.ranks), [*self.old_weights], [*self._around]
+        return new
+
     def kept(self) -> Kept:
         """What the optimizer, and those around it that have been seen, keep now."""
         return Kept(*self._roots())

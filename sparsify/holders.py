@@ -63,6 +63,20 @@ def parameters(*roots: object) -> list[Tensor]:
     return list(held.values())
 
 
+def deal(optimizers: Sequence[object], weights: Mapping[str, Tensor]) -> list[set[str]]:
+    """The names of the layers that are each optimizer's: those whose weight it holds.
+
+    Raises:
+        ValueError: two hold the same.
+    """
+    held = [{id(p) for p in parameters(each)} for each in optimizers]
+    dealt = [{name for name, weight in weights.items() if id(weight) in ids} for ids in held]
+    for name in weights:
+        if sum(name in names for names in dealt) > 1:
+            raise ValueError(f"a layer must be trained by one optimizer, got several that hold that of {name!r}.")
+    return dealt
+
+
 def layouts(*optimizers: Any) -> list[Layout]:
     """The parameters of each of these optimizers, group by group."""
     return [[group["params"] for group in each.param_groups] for each in optimizers]

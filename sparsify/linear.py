@@ -110,9 +110,9 @@ class SparseLinear(SparseMatrix):
     def from_linear(
         cls,
         linear: nn.Linear,
-        density: float,
+        density: float | None = None,
         *,
-        start: Literal["random", "magnitude"] = "random",
+        start: Literal["random", "magnitude", "nonzero"] = "random",
         generator: torch.Generator | None = None,
     ) -> "SparseLinear":
         """Make the sparse layer that takes the place of `linear`.
@@ -123,17 +123,27 @@ class SparseLinear(SparseMatrix):
 
         Args:
             linear: the dense layer.
-            density: share of its weights to keep, in (0, 1].
+            density: share of its weights to keep, in (0, 1]; None where start is "nonzero".
             start: "random" samples the topology uniformly and scales the dense values to the sparse fan-in;
-                "magnitude" keeps the largest weights as they are.
+                "magnitude" keeps the largest weights as they are, "nonzero" those that are not zero.
             generator: on the CPU, of the random topology; None seeds one from torch's global generator.
         Raises:
-            ValueError: density is outside (0, 1], start is neither name, or "magnitude" on the meta device.
+            ValueError: density is outside (0, 1], or given with "nonzero"; start is none of these names, or another
+                than "random" on the meta device.
+            TypeError: density is not a number, with another start.
         Source: Mocanu et al. 2018 (random Erdős-Rényi start).
         """
         shape = (linear.out_features, linear.in_features)
+        if linear.weight.is_meta and start != "random":
+            raise ValueError(f'start must be "random" for a layer on the meta device, got {start!r}: it has no values.')
+        if start == "nonzero":
+            if density is not None:
+                raise ValueError(f'density must not be given where start is "nonzero", got {density!r}.')
+            return cls.at(linear, topology.positions((linear.weight.detach() != 0).flatten()))
+        if density is None:
+            raise TypeError('density must be given, unless start is "nonzero".')
         if linear.weight.is_meta:
-            return cls._from_meta(linear, density, start, generator)
+            return cls._from_meta(linear, density, generator)
         total = shape[0] * shape[1]
         nnz = topology.connection_count(check_density(density), shape)
         weight = linear.weight.detach()
@@ -145,7 +155,7 @@ class SparseLinear(SparseMatrix):
             flat = topology.lowest(-weight.abs().flatten(), nnz)
             scale = 1.0
         else:
-            raise ValueError(f'start must be "random" or "magnitude", got {start!r}.')
+            raise ValueError(f'start must be "random" or "magnitude", or "nonzero" without a density, got {start!r}.')
         return cls.at(linear, flat, scale)
 
     @classmethod
@@ -174,11 +184,7 @@ class SparseLinear(SparseMatrix):
         return layer
 
     @classmethod
-    def _from_meta(
-        cls, linear: nn.Linear, density: float, start: str, generator: torch.Generator | None
-    ) -> "SparseLinear":
-        if start != "random":
-            raise ValueError(f'start must be "random" for a layer on the meta device, got {start!r}: it has no values.')
+    def _from_meta(cls, linear: nn.Linear, density: float, generator: torch.Generator | None) -> "SparseLinear":
         bias, dtype = linear.bias is not None, linear.weight.dtype
         sizes = linear.in_features, linear.out_features
         layer = cls(*sizes, density, bias, generator=generator, device=meta.device(), dtype=dtype)

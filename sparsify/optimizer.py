@@ -196,6 +196,26 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             plain["param_groups"] = [{key: option for key, option in group.items() if key != KEY} for group in groups]
         evolver.load_state_dict(own, plain)
 
+    def _self_go_on(
+        self,
+        layers: Mapping[str, SparseLinear],
+        evolution: Evolution,
+        grown_state: GrownState,
+        seed: int,
+        targets: Mapping[str, int],
+        undo: ExitStack,
+    ) -> None:
+        """Evolve these layers by another algorithm: schedulers and trainers hold this object, and go on with it."""
+        old = self._self_evolver
+        new = old.successor(layers, evolution, grown_state, seed, targets)
+        undo.callback(self._self_follow, old)
+        self._self_follow(new)
+
+    def _self_follow(self, evolver: Evolver) -> None:
+        self._self_evolver.recorders = {}
+        self._self_evolver = evolver
+        evolver.watch()
+
     def _self_unhook(self) -> None:
         """Let the wrapped optimizer step as it did before it was wrapped."""
         self._self_hooks.close()

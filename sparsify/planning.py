@@ -3,18 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from sparsify import starts
-from sparsify.candidates import Candidate, find
+from sparsify import holders, starts
+from sparsify.candidates import Candidate, aliases, find
 from sparsify.distributions import Distribution, check_density, erdos_renyi
 from sparsify.eligibility import refuse_model, why_dense
+from sparsify.evolution import SET, Evolution
 from sparsify.linear import SparseLinear
 from sparsify.report import Report, report
-from sparsify.starts import Start
+from sparsify.starts import SKIPPED, Start
 from sparsify.topology import Shape, connection_count
 
 FULL = "its density is 1"
@@ -34,16 +34,19 @@ IS_SPARSE = (
 )
 """What can be done with a model that is sparse already."""
 
+SPARSE_ALREADY = "it is sparse already, and model.load_state_dict(state_dict) takes over another topology"
+"""Why a layer cannot become sparse at the connections of another model."""
+
 Density = float | Mapping[str, float] | Callable[[Shape], float]
 
 
 class Decision(NamedTuple):
     """What becomes of each linear map of a model.
 
-    candidates: all of them.
+    candidates: the dense ones.
     reasons: why those that stay dense do.
-    counts: connections of the others.
-    flat: the connections themselves, where they are given.
+    counts: connections in the end: of those that become sparse, and of sparse layers that are pruned further.
+    flat: the connections at first, where they are given.
     """
 
     candidates: dict[str, Candidate]
@@ -56,34 +59,39 @@ def plan(
     model: nn.Module,
     density: Density | None = None,
     *,
-    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    optimizer: Any = None,
     distribution: Distribution = erdos_renyi,
     skip: Iterable[str] = (),
     start: Start = "random",
+    evolution: Evolution = SET(),  # noqa: B008  (frozen)
 ) -> Report:
     """Tell what `sparsify` would do with the same arguments, without doing it.
 
     Args:
         model, density, distribution, skip, start: as for `sparsify`.
-        optimizer: as for `sparsify`; None takes every trainable layer as held by one.
+        optimizer: one or several, as for `sparsify`; None takes every trainable layer as held by one.
+        evolution: as for `sparsify`; one that prunes takes layers that are sparse already further down, and the table
+            shows what they have in the end.
     Returns:
         a Report; `print` it for a table.
     Raises:
         ValueError, TypeError: as `sparsify`.
     """
     starts.check(start)
-    if starts.is_by_density(start) and density is None:
+    if not isinstance(evolution, Evolution):
+        raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
+    prunes = evolution.start_density is not None
+    if not starts.is_by_density(start):
+        starts.check_density(start, density, prunes)
+    elif density is None:
         raise TypeError(f"density must be given. {WAYS}")
-    if not starts.is_by_density(start) and density is not None:
-        raise ValueError("density must not be given where start gives the connections, got both.")
-    if optimizer is None or isinstance(optimizer, (list, tuple)):
-        optimizers: Sequence[object] | None = optimizer
-    else:
-        optimizers = [optimizer]
-    decision = decide(model, density, optimizers, distribution, skip, start)
+    single = optimizer is not None and not isinstance(optimizer, Sequence)
+    optimizers: Any = [optimizer] if single else optimizer
+    going_on = starts.existing(model, None if optimizers is None else holders.parameters(*optimizers)) if prunes else {}
+    decision = decide(model, density, optimizers, distribution, skip, start, going_on)
     if not decision.counts and FULL not in decision.reasons.values():
         check_dense(model)
-    return report(model, decision.candidates, decision.reasons.get, decision.counts.__getitem__)
+    return report(model, decision.candidates, decision.reasons.get, decision.counts.__getitem__, decision.counts.get)
 
 
 def decide(
@@ -93,34 +101,43 @@ def decide(
     distribution: Distribution,
     skip: Iterable[str],
     start: Start,
+    going_on: Mapping[str, SparseLinear],
 ) -> Decision:
     """Decide for every linear map of `model`: sparse with how many connections, or left dense and why.
 
     Args:
-        density: None where `start` gives the connections.
+        density: what remains in the end; None for the connections that `start` gives.
         optimizers: that hold the parameters; None takes every trainable layer as held.
+        going_on: sparse layers that are pruned further: they share the density, and begin as they are.
         model, distribution, skip, start: as for `sparsify`.
     Raises:
         ValueError, TypeError: as `sparsify`.
     """
     refuse_model(model)
-    candidates = find(model)
+    candidates, sparse = find(model), starts.existing(model, None)
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    _check_globs("skip", skip, candidates)
+    _check_globs("skip", skip, [*candidates, *sparse])
     reasons = why_dense(model, candidates, optimizers)
-    for name in candidates:
-        if any(names(glob, name) for glob in skip):
-            reasons.setdefault(name, "skip names it")
+    skipped = {name for name in (*candidates, *sparse) if any(names(glob, name) for glob in skip)}
+    for name in skipped & candidates.keys():
+        reasons.setdefault(name, SKIPPED)
     flat: dict[str, Tensor] = {}
-    if density is None:
+    if not starts.is_by_density(start):
         trains = optimizers is not None and len(optimizers) > 0
-        flat = starts.given_topologies(start, candidates, reasons, trains)
+        known = reasons | dict.fromkeys(sparse, SPARSE_ALREADY)
+        flat = starts.given_topologies(start, candidates, known, aliases(model), trains)
         reasons = {name: reason for name, reason in reasons.items() if name not in flat}
         for name in candidates.keys() - flat.keys():
-            reasons.setdefault(name, FULL if start == "nonzero" else "it is dense in start")
-        return Decision(candidates, reasons, {name: len(places) for name, places in flat.items()}, flat)
+            if density is None or start != "nonzero":
+                reasons.setdefault(name, FULL if start == "nonzero" else "it is dense in start")
+    most = {name: len(places) for name, places in flat.items()}
+    if density is None:
+        return Decision(candidates, reasons, most, flat)
     eligible = {name: candidate.shape for name, candidate in candidates.items() if name not in reasons}
-    counts = connections(density, eligible, distribution, candidates)
+    pruned = {name: layer for name, layer in going_on.items() if name not in skipped}
+    most |= {name: layer.nnz for name, layer in pruned.items()}
+    shapes = eligible | {name: layer.shape for name, layer in pruned.items()}
+    counts = _at_most(most, density, shapes, distribution, [*candidates, *pruned])
     for name, shape in eligible.items():
         if name not in counts:
             reasons[name] = "no glob of density names it"
@@ -169,6 +186,30 @@ def connections(
         own = {name: check_density(density(shape), f" in layer {name!r}") for name, shape in shapes.items()}
         return {name: connection_count(value, shapes[name]) for name, value in own.items()}
     return _exact(distribution(shapes, check_density(density)), shapes)
+
+
+def _at_most(
+    most: Mapping[str, int],
+    density: Density,
+    shapes: Mapping[str, Shape],
+    distribution: Distribution,
+    linears: Iterable[str],
+) -> dict[str, int]:
+    """Connections of each layer that `density` covers, of some at most as many as they have.
+
+    What these cannot take of a density for all together is shared out among the others.
+    """
+    counts = connections(density, shapes, distribution, linears)
+    if isinstance(density, Mapping) or callable(density):
+        return {name: min(count, most.get(name, count)) for name, count in counts.items()}
+    budget, found = sum(counts.values()), dict[str, int]()
+    while over := {name: most[name] for name, count in counts.items() if count > most.get(name, count)}:
+        found |= over
+        rest = {name: shape for name, shape in shapes.items() if name not in found}
+        places = sum(shape[0] * shape[1] for shape in rest.values())
+        left = (budget - sum(found.values())) / max(1, places)
+        counts = connections(min(1.0, left), rest, distribution, rest) if rest else {}
+    return found | counts
 
 
 def _exact(densities: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, int]:

@@ -103,8 +103,13 @@ def report(
     candidates: Mapping[str, Candidate],
     reason_of: Callable[[str], str | None],
     nnz_of: Callable[[str], int],
+    left_of: Callable[[str], int | None] = lambda name: None,
 ) -> Report:
-    """One row for each weight matrix: what is sparse, what can be, and what cannot."""
+    """One row for each weight matrix: what is sparse, what can be, and what cannot.
+
+    Args:
+        left_of: layer that is sparse already -> connections in the end; None where it stays as it is.
+    """
     rows: list[LayerReport] = []
     owned: dict[nn.Module, dict[str, Candidate]] = defaultdict(dict)
     for name, candidate in candidates.items():
@@ -112,7 +117,7 @@ def report(
     inside = {part for owner in owned for part in owner.modules()}
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
-            rows.append(_sparse_row(name, module))
+            rows.append(_sparse_row(name, module, left_of(name)))
         elif module in owned:
             rows += [_row(key, candidate, reason_of(key), nnz_of) for key, candidate in owned[module].items()]
         elif module not in inside and not isinstance(module, SparseMultiheadAttention):
@@ -132,13 +137,14 @@ def _counted_again(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in again), sum(p.numel() * p.element_size() for p in again)
 
 
-def _sparse_row(name: str, layer: SparseLinear) -> LayerReport:
-    size = layer.values.element_size()
-    held = layer.nnz * size + index_bytes(layer.nnz, layer.shape)
+def _sparse_row(name: str, layer: SparseLinear, left: int | None) -> LayerReport:
+    size, nnz = layer.values.element_size(), layer.nnz if left is None else left
+    held = nnz * size + index_bytes(nnz, layer.shape)
     dense_bytes = layer.out_features * layer.in_features * size
-    dead = [int((torch.diff(starts) == 0).sum()) for starts in (layer.crow, layer.ccol)]
-    faster = speed_up(layer.shape, layer.nnz)
-    return LayerReport(name, type(layer).__name__, layer.shape, layer.nnz, held, dense_bytes, None, faster, *dead)
+    dead: list[int | None] = [int((torch.diff(starts) == 0).sum()) for starts in (layer.crow, layer.ccol)]
+    dead = dead if nnz == layer.nnz else [None, None]
+    faster = speed_up(layer.shape, nnz)
+    return LayerReport(name, type(layer).__name__, layer.shape, nnz, held, dense_bytes, None, faster, *dead)
 
 
 def _row(name: str, candidate: Candidate, reason: str | None, nnz_of: Callable[[str], int]) -> LayerReport:
