@@ -302,7 +302,7 @@ def memory(n: int = 4096, density: float = 0.1) -> str:
 
 
 def fit(seconds: float) -> None:
-    """Fit the model of sparsify/cost.py for every form of the kernels that is here, and print its coefficients."""
+    """Fit the model of conversion/speed.py for every form of the kernels that is here, and print its coefficients."""
     forms = {name: ("native", level) for level, name in enumerate(("baseline", "AVX2", "AVX-512"))}
     forms |= {name: (name, 0) for name in kernels.available() if name != "native"}
     names = [name for name, (_, level) in forms.items() if level <= kernels.native.LEVEL]

@@ -1,16 +1,16 @@
 """Train any PyTorch model truly sparse: `model, optimizer = sparsify(model, optimizer, density=0.1)`."""
 
 from sparsify.api import sparsify
-from sparsify.attention import SparseMultiheadAttention
-from sparsify.distributions import epsilon, erdos_renyi, uniform
+from sparsify.conversion.decision import plan, summary
+from sparsify.conversion.distributions import epsilon, erdos_renyi, uniform
 from sparsify.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
-from sparsify.following import follow
-from sparsify.initialization import fan_in_uniform, zeros
+from sparsify.evolution.grown_values import fan_in_uniform, zeros
 from sparsify.interchange import densify
-from sparsify.linear import SparseLinear
-from sparsify.optimizer import SparseOptimizer
-from sparsify.planning import plan, summary
-from sparsify.trimming import trim
+from sparsify.layers.attention import SparseMultiheadAttention
+from sparsify.layers.linear import SparseLinear
+from sparsify.training.following import follow
+from sparsify.training.optimizer import SparseOptimizer
+from sparsify.training.trimming import trim
 
 __version__ = "0.1.0"
 

@@ -8,18 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsify import holders, loading, meta, starts, surgery, topology, transfer
-from sparsify.beginning import begin
-from sparsify.candidates import Candidate
-from sparsify.distributions import Distribution, erdos_renyi
+from sparsify import topology
+from sparsify.conversion import meta_device, replacement, starts, transfer
+from sparsify.conversion.beginning import begin
+from sparsify.conversion.decision import Density
+from sparsify.conversion.distributions import Distribution, erdos_renyi
+from sparsify.conversion.linear_maps import Candidate
+from sparsify.conversion.starts import Start
 from sparsify.evolution import SET, Evolution
-from sparsify.initialization import drawn
-from sparsify.linear import SparseLinear
-from sparsify.optimizer import SparseOptimizer, check_arguments, check_options
-from sparsify.optimizer_state import GrownState, Kept, check_optimizer
-from sparsify.planning import Density
-from sparsify.replaced import retire
-from sparsify.starts import Start
+from sparsify.layers import model_loading
+from sparsify.layers.initialization import drawn
+from sparsify.layers.linear import SparseLinear
+from sparsify.training import holders
+from sparsify.training.old_weights import retire
+from sparsify.training.optimizer import SparseOptimizer, check_arguments, check_options
+from sparsify.training.optimizer_state import GrownState, Kept, check_optimizer
 
 
 @overload
@@ -131,20 +134,20 @@ def sparsify(
         if names or not several:
             check_optimizer(each)
             Kept(each).check({name: weight for name, weight in weights.items() if name in names})
-    meta.check(model, {candidates[name].owner for name in first})
+    meta_device.check(model, {candidates[name].owner for name in first})
 
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
     for name, connections in first.items():
         layers[name] = _layer(candidates[name], connections, start, topology.generator(seed, "start", name))
-    replaced, pieces = surgery.assemble(candidates, layers)
+    replaced, pieces = replacement.assemble(candidates, layers)
     old = {module: name for name, module in model.named_modules() if module in replaced}
     layers |= existing
 
     with ExitStack() as undo:
-        surgery.replace_modules(model, replaced, undo)
+        replacement.replace_modules(model, replaced, undo)
         model = replaced.get(model, model)
-        allocated = meta.materialize(model, undo)
+        allocated = meta_device.materialize(model, undo)
         wrapped: list[Any] = []
         for each, was, names in zip(plain, given, dealt, strict=True):
             transfer.replace_parameters(each, pieces, allocated, undo)
@@ -156,7 +159,7 @@ def sparsify(
                 was = SparseOptimizer(each, own, evolution, grown_state=grown_state, seed=seed, targets=targets)
                 undo.callback(was._self_unhook)
             wrapped.append(was)
-        loading.watch(model, undo)
+        model_loading.watch(model, undo)
         if isinstance(start, Mapping):
             _load_all(model, start, undo)
         undo.pop_all()

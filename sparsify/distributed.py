@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from sparsify.evolution.algorithms import Evolution
-    from sparsify.linear import SparseLinear
+    from sparsify.layers.linear import SparseLinear
 
 WORLD: Final = "world"
 """In place of a process group: the default one, as soon as there is one."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import kernels, topology
-from sparsify.attention import SparseMultiheadAttention
 from sparsify.kernels.aten import csr_tensor
-from sparsify.linear import SparseLinear, adopt
+from sparsify.layers.attention import SparseMultiheadAttention
+from sparsify.layers.linear import SparseLinear, adopt
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

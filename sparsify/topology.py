@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify import library
-from sparsify.library import call
+from sparsify.native import library
+from sparsify.native.library import call
 
 Shape = tuple[int, int]
 """(out_features, in_features) of a layer."""

@@ -229,7 +229,7 @@ def divergence(rank):
             free = torch.ones(layer.in_features * layer.out_features, dtype=torch.bool)
             free[layer.flat()[1:]] = False
             flat = torch.cat([layer.flat()[1:], free.nonzero()[-1]]).sort().values
-            layer.rewire(flat, layer.values.detach().clone(), None)
+            layer.set_topology(flat, layer.values.detach().clone(), None)
         if rank and what == "values":
             with torch.no_grad():
                 model[2].values[0] += 1

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, SparseLinear, Static, api, densify, sparsify, surgery, transfer, trim
+from sparsify import SET, SparseLinear, Static, api, densify, sparsify, trim
+from sparsify.conversion import replacement, transfer
 
 from .conftest import assert_same, mlp, snapshot
 
@@ -174,7 +175,7 @@ def fail_after(function):
     [
         lambda patch, optimizer: patch.setattr(api.SparseLinear, "from_linear", boom),
         lambda patch, optimizer: patch.setattr(transfer, "replace_parameters", boom),
-        lambda patch, optimizer: patch.setattr(surgery, "replace_modules", fail_after(surgery.replace_modules)),
+        lambda patch, optimizer: patch.setattr(replacement, "replace_modules", fail_after(replacement.replace_modules)),
         lambda patch, optimizer: patch.setattr(transfer, "replace_parameters", fail_after(transfer.replace_parameters)),
         lambda patch, optimizer: patch.setattr(api.SparseOptimizer, "__init__", boom),
         lambda patch, optimizer: patch.setattr(optimizer, "register_step_pre_hook", boom),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify import Evolution, library
+from sparsify import Evolution
 from sparsify.evolution import (
     across_layers,
     cubic,
@@ -20,8 +20,9 @@ from sparsify.evolution import (
     sparing_units,
 )
 from sparsify.evolution.drop import spared_by
-from sparsify.evolution.evolve import evolve
-from sparsify.evolution.view import needs_gradient
+from sparsify.evolution.layer_view import needs_gradient
+from sparsify.evolution.update import evolve
+from sparsify.native import library
 
 from .conftest import assert_same
 from .views import random_view, view_of

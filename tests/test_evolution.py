@@ -35,7 +35,7 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
-from sparsify.evolution.evolve import evolve
+from sparsify.evolution.update import evolve
 from sparsify.topology import generator, sample
 
 from .conftest import mlp
@@ -121,7 +121,9 @@ def test_a_growth_rule_that_breaks_its_contract_is_refused_and_nothing_changed(p
         return torch.tensor(places)
 
     layer = SparseLinear(20, 20, 10 / 400)
-    layer.rewire(torch.tensor([0, 50, 70, 90, 110, 130, 150, 170, 190, 210]), torch.arange(1.0, 11.0).flip(0), None)
+    layer.set_topology(
+        torch.tensor([0, 50, 70, 90, 110, 130, 150, 170, 190, 210]), torch.arange(1.0, 11.0).flip(0), None
+    )
     before = layer.flat().clone(), layer.values.detach().clone()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     optimizer = SparseOptimizer(optimizer, {"layer": layer}, Evolution(None, 0.2, grow=grow))

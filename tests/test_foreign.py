@@ -13,7 +13,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_ema import ExponentialMovingAverage
 
-from sparsify import GMP, SET, GraNet, RigL, Static, kernels, library, sparsify, trim
+from sparsify import GMP, SET, GraNet, RigL, Static, kernels, sparsify, trim
+from sparsify.native import library
 
 from .conftest import assert_same, mlp
 

@@ -8,7 +8,7 @@ import torch
 
 from sparsify import Evolution
 from sparsify.evolution import feeding_units, mixed, uniformly
-from sparsify.evolution.evolve import checked_grown_values, evolve
+from sparsify.evolution.update import checked_grown_values, evolve
 
 from .views import Other, emptied, path, positions, refused, view_of  # noqa: F401
 

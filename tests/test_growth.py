@@ -18,7 +18,7 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
-from sparsify.evolution.view import needs_gradient
+from sparsify.evolution.layer_view import needs_gradient
 
 from .views import random_view, view_of
 

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import LBFGS, SGD, Adagrad, AdamW
 
-from sparsify import GMP, SET, GraNet, RigL, SparseOptimizer, holders, sparsify, trim
+from sparsify import GMP, SET, GraNet, RigL, SparseOptimizer, sparsify, trim
 from sparsify.evolution import Evolution, saliency
+from sparsify.training import holders
 
 from .conftest import assert_same, mlp
 from .test_training import batches

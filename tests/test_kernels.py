@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SparseLinear, kernels, library, topology
+from sparsify import SparseLinear, kernels, topology
+from sparsify.native import library
 
 needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
 EACH = [

@@ -6,7 +6,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from sparsify import SparseLinear, kernels, library, topology
+from sparsify import SparseLinear, kernels, topology
+from sparsify.native import library
 
 needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
 

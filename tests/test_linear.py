@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsify import SparseLinear
-from sparsify.reference import torch_sparse
+from sparsify.lazy import torch_sparse
 
 
 def dense_twin(layer):
@@ -268,7 +268,7 @@ def test_with_as_many_connections_values_and_gradient_move_in_place():
     layer(torch.randn(2, 6)).sum().backward()
     values, grad = layer.values, layer.values.grad  # DistributedDataParallel's is a view of the bucket that it sends
     new = torch.randn(2, layer.nnz)
-    layer.rewire(layer.flat() + 0, new[0], new[1])
+    layer.set_topology(layer.flat() + 0, new[0], new[1])
     assert layer.values is values
     assert layer.values.grad is grad
     assert torch.equal(values, new[0])

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sparsify import SparseLinear, epsilon, plan, sparsify, summary, uniform
-from sparsify.planning import names
+from sparsify.conversion.decision import names
 
 from .conftest import mlp
 
@@ -158,7 +158,7 @@ def test_models_that_cannot_be_planned(model, error, message):
 
 def test_summary_counts_dead_units():
     layer = SparseLinear(4, 3, 2 / 12)
-    layer.rewire(torch.tensor([1, 9]), torch.ones(2), None)  # (0, 1) and (2, 1)
+    layer.set_topology(torch.tensor([1, 9]), torch.ones(2), None)  # (0, 1) and (2, 1)
     [row] = summary(layer).layers
     assert (row.without_inputs, row.without_outputs) == (1, 3)
     assert "1 + 3" in str(summary(layer))

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsify import SET
-from sparsify.evolution.progress import Progress, Record
-from sparsify.telemetry import PADDING, SIZE, Explored
 from sparsify.topology import generator, sample
+from sparsify.training.explored import PADDING, SIZE, Explored
+from sparsify.training.progress import Progress, Record
 
 from .conftest import assert_same
 

@@ -6,7 +6,7 @@ import torch
 
 from sparsify import Evolution
 from sparsify.evolution import across_layers, magnitude, per_layer, sparing_units
-from sparsify.evolution.evolve import evolve
+from sparsify.evolution.update import evolve
 
 from .views import Other, emptied, path, positions, refused, view_of  # noqa: F401
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify import library
-from sparsify.samples import Sample, Samples, compare, holds_share, is_alike, spread
+from sparsify.layers.samples import Sample, Samples, compare, holds_share, is_alike, spread
+from sparsify.native import library
 
 
 @pytest.fixture(params=["compiled", "plain"], autouse=True)

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify import library, topology
+from sparsify import topology
+from sparsify.native import library
 from sparsify.topology import generator, lowest, sample, sample_outside
 from tests.conftest import assert_same
 

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from sparsify import Evolution, SparseLinear, SparseOptimizer, library
-from sparsify.evolution.view import LayerView
+from sparsify import Evolution, SparseLinear, SparseOptimizer
+from sparsify.evolution.layer_view import LayerView
+from sparsify.native import library
 from sparsify.topology import generator, sample
 
 
@@ -36,7 +37,7 @@ def refused(message, **rules):
     """Evolving by hand with these rules raises this error, and changes nothing."""
     layer = SparseLinear(20, 20, 10 / 400)
     flat = torch.tensor([0, 50, 70, 90, 110, 130, 150, 170, 190, 210])
-    layer.rewire(flat, torch.arange(1.0, 11.0).flip(0), None)
+    layer.set_topology(flat, torch.arange(1.0, 11.0).flip(0), None)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     optimizer = SparseOptimizer(optimizer, {"fc": layer}, Evolution(None, **{"drop_fraction": 0.2, **rules}))
     with pytest.raises((ValueError, TypeError), match=f"^{re.escape(message)}"):

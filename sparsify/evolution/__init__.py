@@ -3,9 +3,9 @@
 from sparsify.evolution.algorithms import GMP, SET, Evolution, GraNet, RigL, Static
 from sparsify.evolution.drop import magnitude, saliency, sparing_units
 from sparsify.evolution.growth import by_gradient, by_gradient_among, feeding_units, mixed, uniformly
+from sparsify.evolution.layer_view import LayerView, needing_gradient
 from sparsify.evolution.schedules import coin, constant, cosine, cubic, linear
 from sparsify.evolution.scopes import across_layers, per_layer, per_sign
-from sparsify.evolution.view import LayerView, needing_gradient
 
 __all__ = [
     "GMP",

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Integral
 
-from sparsify.distributions import check_density
+from sparsify.checks import check_density
 from sparsify.evolution.drop import DropRule, magnitude
+from sparsify.evolution.grown_values import GrownValues, zeros
 from sparsify.evolution.growth import GrowthRule, by_gradient, uniformly
+from sparsify.evolution.layer_view import check_callable, check_count, check_share, described, written
 from sparsify.evolution.schedules import Schedule, cosine, cubic
 from sparsify.evolution.scopes import Scope, per_layer, per_sign
-from sparsify.evolution.view import check_callable, check_count, check_share, described, written
-from sparsify.initialization import GrownValues, zeros
 
 Interval = int | Callable[[int], bool] | None
 

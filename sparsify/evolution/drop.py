@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.evolution.view import (
+from sparsify.evolution.layer_view import (
     LayerView,
     check_callable,
     described,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsify import kernels
-from sparsify.evolution.view import (
+from sparsify.evolution.layer_view import (
     LayerView,
     check_callable,
     check_count,

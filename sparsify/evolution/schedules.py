@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from sparsify.evolution.view import check_count, check_share
+from sparsify.evolution.layer_view import check_count, check_share
 
 Schedule = Callable[[int], float]
 """optimizer step -> value."""

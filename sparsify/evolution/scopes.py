@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sparsify.evolution.view import LayerView, described, is_plain_vector, written
+from sparsify.evolution.layer_view import LayerView, described, is_plain_vector, written
 from sparsify.topology import lowest, positions
 
 Choice = tuple[Tensor, int]

@@ -1,10 +1,10 @@
-"""Our own CPU kernels (native.c), for float32 and float64."""
+"""Our own CPU kernels (product.c), for float32 and float64."""
 
 import torch
 from torch import Tensor
 
-from sparsify import library
-from sparsify.library import address
+from sparsify.native import library
+from sparsify.native.library import address
 from sparsify.topology import Indices, Located
 
 LEVEL: int = library.LIBRARY.sparsify_level() if library.LIBRARY else 0

@@ -9,7 +9,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from sparsify.library import KINDS, has_memory
+from sparsify.native.library import KINDS, has_memory
 from sparsify.topology import Indices
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -3,21 +3,29 @@
 from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import ReferenceType, WeakSet, finalize, ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsify.kernels.choice import choose
 from sparsify.kernels.shares import are_near, shares
 from sparsify.topology import Indices
 
-if TYPE_CHECKING:
-    from sparsify.matrix import SparseMatrix
-
 LIMIT = 64
 """How many backward passes are kept beside those that have added up to the gradient that is there."""
+
+
+class Recorded(Protocol):
+    """A layer whose backward passes can be kept."""
+
+    values: nn.Parameter
+    col: Tensor
+    _parameters: dict[str, nn.Parameter | None]
+
+    def indices(self) -> Indices:
+        """Its topology."""
 
 
 @dataclass(eq=False)
@@ -55,7 +63,7 @@ class Recorder:
         layer: its products are known by its buffer `col`.
     """
 
-    def __init__(self, layer: "SparseMatrix") -> None:
+    def __init__(self, layer: Recorded) -> None:
         self._layer = layer
         self._values = layer._parameters.get("values")  # not where they are computed from others, as in pruning
         self._backwards: list[Backward] = []

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sparsify import reference
+from sparsify import lazy
 from sparsify.kernels.operands import held
 from sparsify.topology import Indices, rows
 
@@ -20,7 +20,7 @@ def serves(values: Tensor) -> bool:
     """Whether these kernels can compute with `values`."""
     if values.device.type != "cuda":
         return values.device.type == "cpu"
-    reference.torch_sparse()
+    lazy.torch_sparse()
     return bool(torch.ops.torch_sparse.cuda_version() >= 0)
 
 
@@ -52,7 +52,7 @@ def _product(start: Tensor, index: Tensor, values: Tensor, input: Tensor) -> Ten
     """`input @ matrix.T` for a matrix in CSR."""
     if not len(input):  # torch-sparse divides by the batch size
         return input.new_empty(0, len(start) - 1)
-    reference.torch_sparse()  # registers its operators
+    lazy.torch_sparse()  # registers its operators
     values, features_first = values.detach(), input.detach().t().contiguous()  # or it wants more, to differentiate
     product = torch.ops.torch_sparse.spmm_sum(None, start.long(), index.long(), values, None, None, features_first)
     output: Tensor = product.t().contiguous()

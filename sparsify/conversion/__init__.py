@@ -1,0 +1,1 @@
+"""What happens once, at `sparsify()`: which layers become sparse, and how they take the dense ones' places."""

@@ -1,0 +1,222 @@
+// Sparse linear layers on CPU: y = x W^T + b and its gradients, for a W that is given by its connections.
+//
+// Activations come and go row-major, (batch, features). A panel of the batch at a time is transposed into a buffer,
+// (features, width): a connection is then one weight times one contiguous run of the batch, the sums stay in registers
+// over a whole row, and nothing is gathered. Where a panel would not stay in the second-level cache it is made and used
+// in blocks of features. Work is split by connections, not by rows, and every result is computed by one thread in one
+// order, so it does not depend on the number of threads.
+//
+// Vector extensions of GCC and Clang, compiled for AVX-512, AVX2 and the baseline, chosen at run time; no intrinsics.
+
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_thread_num() 0
+#define omp_get_num_threads() 1
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define PASTE2(a, b, c, d) a##_##b##_##c##_##d
+#define PASTE(a, b, c, d) PASTE2(a, b, c, d)
+#define NAME(x) PASTE(x, REAL, INDEX, ISA)
+
+// Holds a vector in a register: GCC would load it again for each use, and loads are what the backward pass waits for.
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v)
+#endif
+
+enum {
+  TILE = 32,             // rows of the result that are transposed back together
+  KEPT = 4 << 20,        // bytes of scratch that a thread keeps between calls
+  MOST_PANEL = 64 << 20,  // bytes of a panel, of which each thread has one, however many features there are
+  NO_MEMORY = 1,         // what a product returns where it could not be computed
+  OUTSIDE = 2
+};
+
+// One product. Forward: rows are outputs, `starts` and `indices` are CSR. Backward: rows are inputs, they are CSC.
+typedef struct {
+  int64_t out, in, batch, nnz;
+  int threads;
+  const void *starts, *indices, *order;  // order: CSC position -> CSR position, of `values`; backward only
+  const void *values, *bias, *x, *grad;  // bias may be missing
+  void *result;                          // y forward; gradient of x backward, may be missing
+  void *grad_values, *grad_bias;         // may be missing; grad_bias is added to
+} problem;
+
+// One block of one panel: the features start..limit of the batch entries from `from` on.
+typedef struct {
+  int64_t start, limit, from, first_row, last_row;
+  int first, last;  // of the panel's blocks
+  int check;        // whether to look at the indices before they are used
+  const void *panel;
+  void *partial, *reached;
+} block;
+
+// Products read indices, and `sparsify_put` writes them: never at the same time, in whichever threads they run.
+#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+#define UNLOCKED PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP  // who reads on and on must not keep a writer out
+#else
+#define UNLOCKED PTHREAD_RWLOCK_INITIALIZER
+#endif
+static pthread_rwlock_t indices_lock = UNLOCKED;
+static void unlocked(void) {
+  static const pthread_rwlock_t fresh = UNLOCKED;
+  indices_lock = fresh;
+}
+
+static void *allocate(int64_t bytes) { return aligned_alloc(64, (size_t)(bytes + 127) / 64 * 64); }
+
+// A buffer of this thread that lives as long as it: to get fresh pages from the system for each call costs more than a
+// small product. It never shrinks, but what is larger than KEPT is given back after the call.
+typedef struct {
+  int64_t bytes;
+  void *memory;
+} scratch;
+static pthread_key_t scratch_key;
+static void scratch_free(void *own) {
+  free(((scratch *)own)->memory);
+  free(own);
+}
+__attribute__((constructor)) static void begin(void) {
+  pthread_key_create(&scratch_key, scratch_free);
+  pthread_atfork(NULL, NULL, unlocked);  // a child has one thread, which is in no product
+}
+static scratch *scratch_get(int64_t bytes) {
+  scratch *own = pthread_getspecific(scratch_key);
+  if (!own) {
+    own = calloc(1, sizeof *own);
+    if (!own || pthread_setspecific(scratch_key, own)) return free(own), NULL;
+  }
+  if (own->bytes < bytes) {
+    free(own->memory);
+    own->memory = allocate(bytes);
+    own->bytes = own->memory ? bytes : 0;
+  }
+  return own->memory ? own : NULL;
+}
+static void scratch_give_back(scratch *own) {
+  if (!own || own->bytes <= KEPT) return;
+  free(own->memory);
+  own->memory = NULL;
+  own->bytes = 0;
+}
+
+// Vectors a panel is wide, of 1, 2, 4, 8: no more than `most` and than the batch fills.
+static int panel_vectors(int64_t batch, int lanes, int most) {
+  int vectors = 1;
+  while (vectors < most && vectors * lanes < batch) vectors *= 2;
+  return vectors;
+}
+
+// The greatest divisor of `all` that is at most `most`.
+static int divisor(int all, int64_t most) {
+  int found = most < all ? (int)most : all;
+  while (all % found) found--;
+  return found;
+}
+
+// Blocks of features: a block of the panel fills two thirds of the second-level cache, but a row finds at least eight
+// connections in it, or to stop and go on would cost more than the cache gives.
+static int64_t block_count(int64_t rows, int64_t features, int64_t nnz, int64_t bytes) {
+  static int64_t cache;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  if (!cache) cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+  int64_t room = (cache > 0 ? cache : 512 * 1024) / 3 * 2;
+  int64_t blocks = (features * bytes + room - 1) / room, most = nnz / (8 * rows + 1);
+  return blocks < most ? blocks : most > 1 ? most : 1;
+}
+
+#define ISA base
+#define BYTES 16
+#define MOST_VECTORS 4
+#include "product_body.h"
+#undef ISA
+#undef BYTES
+
+#ifdef __x86_64__
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define ISA avx2
+#define BYTES 32
+#include "product_body.h"
+#undef ISA
+#undef BYTES
+#undef MOST_VECTORS
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,fma")
+#endif
+#define ISA avx512
+#define BYTES 64
+#define MOST_VECTORS 8
+#include "product_body.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+#if defined(__x86_64__)
+#define LEVELS 3
+#define FORMS(real, index) {run_##real##_##index##_base, run_##real##_##index##_avx2, run_##real##_##index##_avx512}
+#else
+#define LEVELS 1
+#define FORMS(real, index) {run_##real##_##index##_base}
+#endif
+
+// The instruction sets of this machine: 0 the baseline, 1 AVX2 with FMA, 2 AVX-512.
+int sparsify_level(void) {
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+// `level`: of the instruction sets, at most sparsify_level(). Returns 0, NO_MEMORY, or OUTSIDE where an index leads out
+// of an array; then the results are undefined.
+int sparsify_linear(int level, int real_bytes, int index_bytes, int backward, int64_t out, int64_t in, int64_t batch,
+                    int64_t nnz, int threads, const void *starts, const void *indices, const void *order,
+                    const void *values, const void *bias, const void *x, const void *grad, void *result,
+                    void *grad_values, void *grad_bias) {
+  static int (*const forms[2][2][LEVELS])(const problem *, int) = {
+      {FORMS(float, int32_t), FORMS(float, int64_t)}, {FORMS(double, int32_t), FORMS(double, int64_t)}};
+  const problem p = {out,    in,   batch, nnz,  threads, starts,      indices,  order,
+                     values, bias, x,     grad, result,  grad_values, grad_bias};
+  if (level == 2 && batch * real_bytes <= 32) level = 1;  // half a vector does
+  pthread_rwlock_rdlock(&indices_lock);
+  const int status = forms[real_bytes == 8][index_bytes == 8][level](&p, backward);
+  pthread_rwlock_unlock(&indices_lock);
+  return status;
+}
+
+// Copies `count` arrays, one after the other in one go: no product sees some of them old and some new.
+int sparsify_put(int64_t count, void *const *to, const void *const *from, const int64_t *bytes) {
+  pthread_rwlock_wrlock(&indices_lock);
+  for (int64_t i = 0; i < count; i++) memcpy(to[i], from[i], (size_t)bytes[i]);
+  pthread_rwlock_unlock(&indices_lock);
+  return 0;
+}

@@ -1,0 +1,1 @@
+"""What happens at each step: the wrapped optimizer, evolution on schedule, and all that moves with a topology."""

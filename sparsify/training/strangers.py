@@ -1,0 +1,130 @@
+"""Models beside the one that is trained, which averages of its values may go to although nothing says so.
+
+A target network that was built by its constructor, and got its values parameter by parameter, is no copy that we know
+of: when the topology evolves it keeps its own, and averages different connections from then on. We cannot know whether
+that is so, but see it in its numbers; the user is told, once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from torch import Tensor
+
+from sparsify.layers import copies, registry
+from sparsify.layers.matrix import Checked, SparseMatrix
+from sparsify.layers.samples import COUNT, Sample, at, has_numbers, holds_share, is_alike, spread
+from sparsify.swap import LOCK
+from sparsify.warning import warn
+
+
+@dataclass
+class _Stranger:
+    """What is known of a layer that no optimizer of ours trains, and that is no copy.
+
+    sample: of its values when it was last looked at.
+    checked: its topology then.
+    is_trained: whether a gradient has come to it.
+    hook: tells of gradients.
+    """
+
+    sample: Sample
+    checked: Checked | None
+    is_trained: bool = False
+    has_warned: bool = False
+    hook: Any = None
+
+
+_strangers: WeakKeyDictionary[SparseMatrix, _Stranger] = WeakKeyDictionary()
+
+
+def look_around(layers: Mapping[str, "SparseMatrix"]) -> None:
+    """Warn where a layer of another model gets averages of the values of one of `layers`, position by position.
+
+    To be called before the first step and before an evolution.
+
+    Args:
+        layers: name -> layer that is trained.
+    """
+    trained, found = registry.trained(), set[str]()
+    for other in registry.layers():
+        if other not in trained and not copies.originals(other):
+            alike = {name: layer for name, layer in layers.items() if _are_alike(layer, other)}
+            if alike and _has_topology(other):
+                found |= _look_at(other, alike)
+    if found:
+        names = ", ".join(repr(name) for name in layers if name in found)
+        warn(
+            f"Another model gets the values of {names}, or averages of them, parameter by parameter, and does not know "
+            "of their connections: when the topology evolves it has others. Load model.state_dict() into it before "
+            "averaging begins, make it with copy.deepcopy(model), or call sparsify.follow(average, model) once both "
+            "have the same topology."
+        )
+
+
+def _look_at(other: SparseMatrix, alike: Mapping[str, "SparseMatrix"]) -> set[str]:
+    """The names of those in `alike` whose values something has written to `other`."""
+    values, before = other.values, None
+    with LOCK:
+        known = _strangers.get(other)
+        if known is None or known.checked is not other._checked or known.sample.vector is not values:
+            old, known = known, _Stranger(Sample.evenly(values), other._checked)
+            if old is not None:
+                known.is_trained, known.has_warned, known.hook = old.is_trained, old.has_warned, old.hook
+            _strangers[other] = known
+        elif known.sample.has_changed():
+            before = known.sample.numbers.clone()
+            known.sample.take()
+        else:
+            return set()
+        known.is_trained |= values.grad is not None
+    same = {name for name, layer in alike.items() if layer.digest == other.last_digest}
+    if known.hook is None and values.requires_grad and same:
+        hook = partial(_trained, ref(other))
+        known.hook = values.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    if known.is_trained or known.has_warned:
+        return set()
+    found = {name for name, layer in alike.items() if _holds(other, layer, known.sample, before, name in same)}
+    known.has_warned = bool(found)
+    return found
+
+
+def _holds(other: SparseMatrix, layer: SparseMatrix, sample: Sample, before: Tensor | None, is_same: bool) -> bool:
+    """Whether values of `layer` have been written to `other`, of which `sample` was taken now, and `before` earlier."""
+    now, positions = sample.numbers, sample.positions
+    theirs = at(layer.values, positions)
+    if is_same:
+        return before is not None and holds_share(now, before, theirs)
+    # Models made alike and trained alike resemble one another, but not where their connections differ.
+    differs = layer.flat() != other.flat().to(layer.values.device)
+    chosen = differs[positions.to(differs.device)].to(now.device)
+    if before is not None and holds_share(now[chosen], before[chosen], theirs.to(now.device)[chosen]):
+        return True
+    places = differs.nonzero().squeeze(1)
+    places = places[spread(len(places), COUNT, places.device)]
+    return is_alike(at(other.values, places), at(layer.values, places))
+
+
+def _trained(other: ReferenceType[SparseMatrix], _: Tensor) -> None:
+    """A gradient has come to a stranger: it is trained for itself."""
+    layer = other()
+    if layer is not None:
+        with LOCK:
+            known = _strangers.get(layer)
+            if known is not None:
+                known.is_trained = True
+                known.hook.remove()
+
+
+def _are_alike(layer: SparseMatrix, other: SparseMatrix) -> bool:
+    mine, theirs = layer._parameters.get("values"), other._parameters.get("values")
+    return layer.shape == other.shape and mine is not None and theirs is not None and mine.shape == theirs.shape
+
+
+def _has_topology(layer: SparseMatrix) -> bool:
+    try:
+        return has_numbers(layer.values) and layer.digest is not None
+    except ValueError:
+        return False

@@ -1,0 +1,84 @@
+"""`trim`: connections dropped for good, with nothing grown in their place."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sparsify import topology
+from sparsify.evolution.algorithms import check_fraction
+from sparsify.evolution.drop import magnitude
+from sparsify.evolution.growth import uniformly
+from sparsify.evolution.scopes import lowest_of_each_sign
+from sparsify.evolution.update import Update, replaced
+from sparsify.layers import averaging
+from sparsify.layers.linear import SparseLinear
+from sparsify.swap import Change, Swap, Swapped
+from sparsify.training import holders
+from sparsify.training.optimizer import SparseOptimizer
+from sparsify.training.optimizer_state import Kept
+from sparsify.training.rewiring import prepare_update, view
+
+Trains = Optimizer | SparseOptimizer
+
+
+def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Trains] | None = None) -> nn.Module:
+    """Drop each layer's weakest connections for good and grow nothing: SET's last step, for inference.
+
+    To go on training, name the optimizer: the survivors keep their momentum and moments. An optimizer that is not named
+    starts the state of the trimmed layers afresh when it next steps.
+
+    Args:
+        model: holds sparse layers; changed in place.
+        drop_fraction: share of the positive and of the negative connections to drop, in [0, 1].
+        optimizer: the one that trains the model, several that train its parts, or None.
+    Returns:
+        the model.
+    Raises:
+        ValueError: drop_fraction is outside [0, 1], the model holds no sparse layer, or two optimizers hold the same.
+            Nothing is changed.
+        TypeError: an optimizer is none, or holds state that is not elementwise. Nothing is changed.
+    Source: Mocanu et al. 2018, algorithm 1, last step.
+    """
+    check_fraction(drop_fraction)
+    several = isinstance(optimizer, Sequence) and not isinstance(optimizer, str)
+    given: list[Any] = [] if optimizer is None else list(optimizer) if several else [optimizer]  # type: ignore[arg-type]
+    for each in given:
+        if not holders.is_optimizer(each):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(each).__name__}.")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    if not layers:
+        raise ValueError("model must hold a SparseLinear, got none. Make it sparse first: sparsify(model, ...).")
+    evolvers = [each._self_evolver for each in given if isinstance(each, SparseOptimizer)]
+    for evolver in evolvers:
+        evolver.check_whole()
+    evolved = {layer: (evolver, name) for evolver in evolvers for name, layer in evolver.layers.items()}
+    stale = {evolver.layers[name] for evolver in evolvers for name in evolver.stale()}
+    dealt = holders.deal(given, {name: layer.values for name, layer in layers.items()})
+    kept = {name: _kept(each) for each, names in zip(given, dealt, strict=True) for name in names}
+    changes: list[Change] = []
+    owners: list[Swapped] = [*evolvers, *layers.values()]
+    for name, layer in layers.items():
+        update, averages = _trimmed(name, layer, drop_fraction), averaging.averages(name, layer)
+        if name in kept and layer not in stale:
+            kept[name].check({name: layer.values})
+        nothing = layer.values.detach()[:0]
+        if layer in evolved:
+            evolver, theirs = evolved[layer]
+            changes += evolver.prepare_update(theirs, update, nothing, averages, layer in stale, kept.get(name))
+        else:
+            changes += prepare_update(layer, update, nothing, kept.get(name), averages=averages)
+        owners += averages
+    Swap(changes, owners).commit()
+    return model
+
+
+def _kept(optimizer: Any) -> Kept:
+    return optimizer._self_evolver.kept() if isinstance(optimizer, SparseOptimizer) else Kept(optimizer)
+
+
+def _trimmed(name: str, layer: SparseLinear, drop_fraction: float) -> Update:
+    seen = view(name, layer, topology.generator())
+    dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
+    return replaced(seen, dropped, 0, uniformly)
