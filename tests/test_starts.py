@@ -640,7 +640,7 @@ def test_a_call_that_fails_leaves_the_wrapped_optimizer_at_work(monkeypatch):
     model, optimizer = sparsify(mlp(12, 16, 4), None, 0.3)
     model, optimizer = sparsify(model, sgd(model), evolution=SET(1))
     with monkeypatch.context() as patch:
-        patch.setattr(api.loading, "watch", lambda *_: 1 / 0)
+        patch.setattr(api.model_loading, "watch", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sparsify(model, optimizer, evolution=RigL(1))
     train(model, optimizer, 2)
@@ -832,7 +832,7 @@ def test_a_call_that_fails_leaves_model_and_all_optimizers_as_they_were(monkeypa
     train(model, (adam, plain), 2)
     before = [snapshot(model, each) for each in (adam, plain)]
     if sabotage == "watch":
-        monkeypatch.setattr(api.loading, "watch", lambda *_: 1 / 0)
+        monkeypatch.setattr(api.model_loading, "watch", lambda *_: 1 / 0)
     else:
         monkeypatch.setattr(plain, "register_step_post_hook", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
