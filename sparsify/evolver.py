@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from sparsify import averaging, holders, optimizer_loading, strangers, topology
 from sparsify.averaging import Average
-from sparsify.distributed import Ranks, count_changes, no_pass, standing
+from sparsify.distributed import Ranks, comparable, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.evolve import Update, checked_grown_values, evolve
 from sparsify.evolution.progress import Progress, Record
@@ -340,7 +340,8 @@ class Evolver:
             new = not progress.step and not progress.evolutions
             everyone = self._tell(
                 {
-                    "evolution": self.algorithm.description,
+                    "evolution": comparable(self.algorithm),
+                    "own evolution": repr(self.algorithm),
                     "optimizer state": {name: kept.digest(values) for name, values in self.parameters.items()},
                     "seed": None if new else progress.seed,
                     "own seed": progress.seed,
