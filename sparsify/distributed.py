@@ -192,7 +192,7 @@ def leave_indices(ddp: DistributedDataParallel) -> None:
 
 def _equals_a_copy(value: object) -> bool:
     if type(value).__eq__ is object.__eq__:
-        return False
+        return False  # and it is not pickled: it may hold a model
     try:
         return bool(pickle.loads(pickle.dumps(value)) == value)
     except Exception:  # whatever pickling and comparing someone's object may raise

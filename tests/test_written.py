@@ -238,6 +238,17 @@ def test_what_cannot_be_compared_makes_no_ranks_differ(option):
     assert (pickle.loads(pickle.dumps(told)) == comparable(partial(magnitude, copy.deepcopy(option)))) is True
 
 
+def test_what_is_equal_to_itself_alone_is_not_pickled_for_ranks():
+    class Holding:
+        def __reduce__(self):
+            pickled.append(self)
+            return Holding, ()
+
+    pickled = []
+    assert comparable(constant(Holding())) == comparable(constant(Holding()))
+    assert not pickled
+
+
 @pytest.mark.parametrize(
     "module",
     ["distributions", "written", *(f"evolution.{name}" for name in ("algorithms", "drop", "growth", "schedules"))],

@@ -113,9 +113,9 @@ class Evolution:
 
 @dataclass(frozen=True, init=False, repr=False)
 class _Named(Evolution):
-    """An algorithm with a name: its constructor takes what its class declares; the rest is fixed or derived.
+    """An algorithm with a name: the options that its constructor does not take are fixed, or derived from the others.
 
-    `dataclasses.replace` gives the constructor what it takes, so that what is derived is derived anew.
+    They are `init=False`, so that `dataclasses.replace` derives them anew.
     """
 
     grown_values: GrownValues = field(init=False)

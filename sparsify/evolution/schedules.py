@@ -16,6 +16,8 @@ Schedule = Callable[[int], float]
 class constant:  # schedules are written like functions
     """`value` at every step.
 
+    Args:
+        value: such as a drop fraction.
     Example:
         >>> constant(0.3)(500)
         0.3
@@ -33,6 +35,10 @@ class constant:  # schedules are written like functions
 class linear:
     """From `start` to `end` in a straight line over `steps` optimizer steps; `end` from then on.
 
+    Args:
+        start: at step 0.
+        steps: how many optimizer steps it takes.
+        end: from then on.
     Raises:
         ValueError, TypeError: steps is below 1, or no whole number.
     Example:
@@ -57,6 +63,10 @@ class linear:
 class cosine:
     """From `start` to `end` along half a cosine over `steps` optimizer steps; `end` from then on.
 
+    Args:
+        start: at step 0.
+        steps: how many optimizer steps it takes.
+        end: from then on.
     Raises:
         ValueError, TypeError: steps is below 1, or no whole number.
     Example:
