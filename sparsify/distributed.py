@@ -1,7 +1,10 @@
 """The same topology on every rank: what the processes of one training tell each other."""
 
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -73,7 +76,7 @@ class Ranks:
 
         Args:
             own: what this one says: some of `WAYS_OUT` -> a value, or layer -> value, which must be the same on all
-                ranks; and other keys, which need not.
+                ranks; and other keys, which need not. What is under "own <what>" is shown where `what` differs.
             device: the model's.
         Raises:
             RuntimeError: on every rank, where they differ.
@@ -111,13 +114,33 @@ def standing(layers: Mapping[str, "SparseLinear"], step: int, evolutions: int) -
     }
 
 
+def comparable(rule: object) -> object:
+    """What ranks send of a rule, a schedule or an algorithm: of equal ones equal objects, all of which can be pickled.
+
+    A dataclass and a `functools.partial` are compared part by part. Functions, which may be lambdas or closures, are
+    compared by their names. Of other objects those are compared by == that are equal to a pickled copy of theirs; the
+    others, which are equal to themselves alone, by the name of their type.
+    """
+    parts: dict[Any, object]
+    if isinstance(rule, partial):
+        parts = {**dict(enumerate([rule.func, *rule.args])), **rule.keywords}
+    elif is_dataclass(rule) and not isinstance(rule, type) and type(rule).__eq__ is not object.__eq__:
+        parts = {each.name: getattr(rule, each.name) for each in fields(rule) if each.compare}
+    elif hasattr(rule, "__qualname__"):
+        return rule.__qualname__
+    else:
+        return rule if _equals_a_copy(rule) else type(rule).__qualname__
+    return type(rule).__qualname__, {name: comparable(part) for name, part in parts.items()}
+
+
 def compare(everyone: Sequence[Mapping[str, Any]]) -> None:
     """Raise RuntimeError unless all ranks say the same of `WAYS_OUT`."""
     first = everyone[0]
     for what in (what for what in WAYS_OUT if what in first):
         others = [rank for rank, told in enumerate(everyone) if told[what] != first[what]]
         if others:
-            where = _first_difference(first[what], everyone[others[0]][what])
+            shown = (told.get(f"own {what}", told[what]) for told in (first, everyone[others[0]]))
+            where = _first_difference(*shown)
             ranks = f"rank {others[0]}" if len(others) == 1 else f"ranks {', '.join(map(str, others))}"
             raise RuntimeError(
                 f"{what} must be the same on every rank, got another on {ranks} than on rank 0{where}. {WAYS_OUT[what]}"
@@ -165,6 +188,15 @@ def leave_indices(ddp: DistributedDataParallel) -> None:
     ddp.parameters_to_ignore |= {f"{name}.{index}".lstrip(".") for name in layers for index in Indices._fields}
     _relieved.add(ddp)
     ddp._assign_modules_buffers()  # type: ignore[no-untyped-call]  # it looks whether there are any before it looks which
+
+
+def _equals_a_copy(value: object) -> bool:
+    if type(value).__eq__ is object.__eq__:
+        return False  # and it is not pickled: it may hold a model
+    try:
+        return bool(pickle.loads(pickle.dumps(value)) == value)
+    except Exception:  # whatever pickling and comparing someone's object may raise
+        return False
 
 
 def _first_difference(one: object, other: object) -> str:

@@ -11,6 +11,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 
-from sparsify import GMP, SET, Evolution, RigL, SparseLinear, sparsify
+from sparsify import GMP, SET, Evolution, RigL, SparseLinear, coin, sparsify
 from sparsify.evolution import across_layers, by_gradient_among, mixed, per_layer, saliency, uniformly
 
 SIZES = 12, 20, 16, 4
@@ -101,6 +102,23 @@ def seeds_and_data_differ(rank):
 
 def half_batches(rank):
     return {algorithm: halves(rank, 2, algorithm) for algorithm in ("SET", "RigL", "RigL among")}
+
+
+def users_rules(rank):
+    """Each rank makes its own lambdas, closures and objects, which no other can load."""
+
+    class Halving:
+        def __call__(self, step):
+            return 0.5 / step
+
+    def grow(layer, count):
+        return uniformly(layer, count)
+
+    weakest = partial(lambda power, layer: layer.values.abs() ** power, 0.5)
+    evolution = Evolution(lambda step: step % 2 == 0, Halving(), drop=weakest, grow=mixed(grow, uniformly, 0.5))
+    model, optimizer = prepare(rank, evolution)
+    train(DistributedDataParallel(model), optimizer, own_batches(8))
+    return outcome(model, optimizer)
 
 
 def weights_differ(rank):
@@ -198,6 +216,15 @@ def refusals(rank):
 
     model, optimizer = prepare(rank, SET(until=10 + rank))
     found["evolution"] = at_first_step(rank, model, optimizer, DistributedDataParallel(model))
+
+    model, optimizer = prepare(rank, SET(coin(0.5, seed=rank)))
+    found["coin"] = at_first_step(rank, model, optimizer, DistributedDataParallel(model))
+
+    if rank:
+        model, optimizer = prepare(rank, SET(interval=lambda step: True))
+    else:
+        model, optimizer = prepare(rank, SET())
+    found["function"] = at_first_step(rank, model, optimizer, DistributedDataParallel(model))
 
     model, optimizer = prepare(0, SET(), seed=rank)
     found["topology"] = at_first_step(rank, model, optimizer)
@@ -386,7 +413,7 @@ def main():
     else:
         train(DistributedDataParallel(late), late_optimizer, own_batches(8))
         found = {"initialised_late": outcome(late, late_optimizer)}
-        checks = seeds_and_data_differ, half_batches, weights_differ, passes_differ, no_passes
+        checks = seeds_and_data_differ, half_batches, users_rules, weights_differ, passes_differ, no_passes
         checks += gradient_on_one_rank_only, subgroup, alone, refusals, divergence, reset, sharded, traffic
         for check in checks:
             found[check.__name__] = check(rank)

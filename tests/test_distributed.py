@@ -85,6 +85,12 @@ def test_two_ranks_with_half_a_batch_train_as_one_with_all_of_it(ranks, algorith
             assert torch.allclose(part["model"][key], values, rtol=0, atol=1e-9)
 
 
+def test_rules_that_cannot_be_pickled_are_the_same_on_every_rank(ranks):
+    first, second = (found["users_rules"] for found in ranks)
+    assert_same(first, second)
+    assert first["optimizer"]["sparsify"]["evolutions"] == 4
+
+
 def test_the_group_may_be_initialised_after_sparsify(ranks):
     assert_same(*(found["initialised_late"] for found in ranks))
     assert ranks[0]["initialised_late"]["optimizer"]["sparsify"]["evolutions"] == 4
@@ -128,7 +134,9 @@ def test_a_rank_alone_trains_without_the_others(ranks):
     ("what", "message"),
     [
         ("GMP", "evolution must keep each layer's number of connections in distributed training, got GMP"),
-        ("evolution", r"evolution must be the same on every rank, .*: SET\(interval=200, until=11\) and SET"),
+        ("evolution", r"evolution must be the same on every rank, .*: SET\(until=11\) and SET\(until=10\)\. Give"),
+        ("coin", r"evolution must be the same .*: SET\(coin\(0.5, seed=1\)\) and SET\(coin\(0.5\)\)\. Give"),
+        ("function", r"evolution must be the same .*: SET\(<lambda>\) and SET\(\)\. Give"),
         ("topology", "topology must be the same on every rank, got another on rank 1 than on rank 0 in layer '0'"),
         ("sparse layers", "sparse layers must be the same on every rank"),
         ("optimizer state", "optimizer state must be the same on every rank.* Give sparsify.. the same seed="),

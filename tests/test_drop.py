@@ -63,7 +63,7 @@ def test_sparing_units_is_a_plain_value():
     assert pickle.loads(pickle.dumps(sparing_units(saliency))) == sparing_units(saliency)
     assert needs_gradient(sparing_units(saliency))
     assert not needs_gradient(sparing_units())
-    assert repr(Evolution(5, drop=sparing_units())) == "Evolution(interval=5, drop=sparing_units(magnitude))"
+    assert repr(Evolution(5, drop=sparing_units())) == "Evolution(5, drop=sparing_units())"
     with pytest.raises(TypeError, match="rule must be callable, got 'magnitude'"):
         sparing_units("magnitude")
 

@@ -1,6 +1,5 @@
 """Algorithms and the pure core."""
 
-import pickle
 from itertools import pairwise
 
 import pytest
@@ -20,6 +19,7 @@ from sparsify import (
     SparseOptimizer,
     Static,
     coin,
+    cosine,
     fan_in_uniform,
     sparsify,
     summary,
@@ -145,20 +145,27 @@ def test_a_drop_rule_that_breaks_its_contract_is_refused(score):
 
 
 def test_algorithms_print_as_they_are_written():
-    assert repr(SET()) == "SET(interval=200)"
-    expected = "RigL(interval=100, drop_fraction=cosine(0.3, 0.0, 750), until=750, scope=per_layer, grow=by_gradient)"
-    assert repr(RigL(until=750)) == expected
+    assert repr(SET()) == "SET()"
+    assert repr(SET(100, until=300)) == "SET(100, until=300)"
+    assert repr(RigL(until=750)) == "RigL(until=750)"
+    assert repr(GMP(300, begin=10)) == "GMP(300, begin=10)"
+    mixing = Evolution(5, cosine(0.3, 750), grow=mixed(by_gradient, uniformly, 0.5))
+    assert repr(mixing) == "Evolution(5, drop_fraction=cosine(0.3, 750), grow=mixed(by_gradient, uniformly, 0.5))"
 
 
-def test_a_description_is_the_same_in_every_process():
-    class Fraction:
-        def __call__(self, step):
-            return 0.3
+def test_a_subclass_with_another_constructor_prints_what_it_has_become():
+    class Each(SET):
+        def __init__(self, epoch):
+            super().__init__(2 * epoch, until=20 * epoch)
 
-    assert SET(drop_fraction=Fraction()).description == SET(drop_fraction=Fraction()).description
-    assert "Fraction object>" in SET(drop_fraction=Fraction()).description
-    assert pickle.loads(pickle.dumps(SET())).description == SET().description  # its numbers are other objects
-    assert RigL(until=749).description != RigL(until=750).description
+    assert repr(Each(5)) == "Each(10, until=100)"
+
+
+def test_rigl_and_granet_anneal_to_until():
+    for algorithm in RigL(until=750), GraNet(until=750):
+        assert [algorithm.fraction(step) for step in (0, 300, 750)] == [cosine(0.3, 750)(s) for s in (0, 300, 750)]
+    assert RigL().fraction(10**6) == RigL(until=0).fraction(0) == 0.3
+    assert RigL(drop_fraction=0.5, until=750).fraction(300) == 0.5
 
 
 def test_pruning_must_be_whole():

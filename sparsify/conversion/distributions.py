@@ -1,10 +1,11 @@
 """How a global density is shared among layers: functions (shapes, density) -> density of each layer."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 
 from sparsify.checks import check_density
 from sparsify.topology import Shape
+from sparsify.written import as_typed
 
 Distribution = Callable[[Mapping[str, Shape], float], dict[str, float]]
 
@@ -72,7 +73,8 @@ def in_proportion(ratios: Mapping[str, float], shapes: Mapping[str, Shape], dens
         dense |= full
 
 
-def epsilon(value: float) -> Callable[[Shape], float]:
+@dataclass(frozen=True, repr=False)
+class epsilon:  # written like the functions beside it
     """The paper's ε: a layer gets about `value` connections for each of its units, whatever its size.
 
     Args:
@@ -82,13 +84,19 @@ def epsilon(value: float) -> Callable[[Shape], float]:
     Raises:
         ValueError: value is not positive.
     Example:
-        epsilon(20) on 1000 x 784 -> 0.0455
+        >>> round(epsilon(20)((1000, 784)), 4)
+        0.0455
+
     Source: Mocanu et al. 2018, equation 1.
     """
-    if not value > 0:
-        raise ValueError(f"epsilon must be positive, got {value}. The paper uses 20.")
-    return partial(_epsilon_density, value)
 
+    value: float
+    __repr__ = as_typed
 
-def _epsilon_density(value: float, shape: Shape) -> float:
-    return min(1.0, value * (shape[0] + shape[1]) / (shape[0] * shape[1]))
+    def __post_init__(self) -> None:
+        if not self.value > 0:
+            raise ValueError(f"epsilon must be positive, got {self.value}. The paper uses 20.")
+
+    def __call__(self, shape: Shape) -> float:
+        """The density of a layer of this shape."""
+        return min(1.0, self.value * (shape[0] + shape[1]) / (shape[0] * shape[1]))

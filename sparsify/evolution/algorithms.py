@@ -1,17 +1,17 @@
 """Evolution algorithms: a drop rule, its scope, a growth rule and schedules."""
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from numbers import Integral
 
 from sparsify.checks import check_density
 from sparsify.evolution.drop import DropRule, magnitude
 from sparsify.evolution.grown_values import GrownValues, zeros
 from sparsify.evolution.growth import GrowthRule, by_gradient, uniformly
-from sparsify.evolution.layer_view import check_callable, check_count, check_share, described, written
+from sparsify.evolution.layer_view import check_callable, check_count, check_share, described
 from sparsify.evolution.schedules import Schedule, cosine, cubic
 from sparsify.evolution.scopes import Scope, per_layer, per_sign
+from sparsify.written import as_typed
 
 Interval = int | Callable[[int], bool] | None
 
@@ -21,7 +21,9 @@ class Evolution:
     """Drop `drop_fraction` of the connections and grow as many, after each optimizer step that is due.
 
     Any algorithm is one of these: a drop rule that scores connections, a scope that counts how many of the lowest go, a
-    growth rule and schedules. All are plain functions; see README, "An algorithm of your own".
+    growth rule and schedules. All are plain functions, or frozen dataclasses that are called like them; see README, "An
+    algorithm of your own". Algorithms are such dataclasses, too: compare them with ==, print, pickle and copy them, and
+    change one by `dataclasses.replace(algorithm, interval=50)`.
 
     Only what trains evolves: a layer that is frozen, in no param group, with a learning rate of 0, or without a
     gradient since the last evolution keeps topology and values.
@@ -43,10 +45,13 @@ class Evolution:
             `cubic(begin, end)`.
     Raises:
         ValueError, TypeError: an argument is out of range or of another type.
+    Example:
+        >>> Evolution(200, drop_fraction=cosine(0.3, 45_000), scope=per_layer)
+        Evolution(200, drop_fraction=cosine(0.3, 45000), scope=per_layer)
     """
 
     interval: Interval
-    drop_fraction: float | Schedule = 0.3
+    drop_fraction: float | Schedule | None = 0.3  # None is RigL's and GraNet's
     until: int | None = None
     grown_values: GrownValues = zeros
     drop: DropRule = magnitude
@@ -54,30 +59,21 @@ class Evolution:
     grow: GrowthRule = uniformly
     start_density: float | None = None
     surplus: Schedule | None = None
+    __repr__ = as_typed
 
     def __post_init__(self) -> None:
         if not callable(self.interval) and self.interval is not None:
             _check_steps("interval", self.interval, 1)
         if self.until is not None:
             _check_steps("until", self.until, 0)
-        if not callable(self.drop_fraction):
-            check_fraction(self.drop_fraction)
+        if not callable(self._fraction):
+            check_fraction(self._fraction)
         if self.start_density is not None:
             check_density(self.start_density, argument="start_density")
         if (self.start_density is None) != (self.surplus is None):
             raise ValueError("start_density and surplus must be given together: where pruning begins, and how it goes.")
         for name in ("grown_values", "drop", "scope", "grow", *([] if self.surplus is None else ["surplus"])):
             check_callable(name, getattr(self, name))
-
-    def __repr__(self) -> str:
-        defaults = {field.name: field.default for field in fields(self)}
-        shown = [f"{k}={written(v)}" for k, v in vars(self).items() if k == "interval" or v != defaults[k]]
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-    @property
-    def description(self) -> str:
-        """Like repr, and the same in every process."""
-        return re.sub(" at 0x[0-9a-f]+", "", repr(self))
 
     def due(self, step: int) -> bool:
         """Whether evolution comes after optimizer step `step` (the first step is 1)."""
@@ -98,9 +94,15 @@ class Evolution:
 
     def fraction(self, step: int) -> float:
         """The drop fraction after optimizer step `step`."""
-        if not callable(self.drop_fraction):
-            return float(self.drop_fraction)
-        return check_share("drop_fraction", self.drop_fraction(step), f" at step {step}")
+        fraction = self._fraction
+        if not callable(fraction):
+            return check_fraction(fraction)
+        return check_share("drop_fraction", fraction(step), f" at step {step}")
+
+    @property
+    def _fraction(self) -> float | Schedule | None:
+        """Where the drop fraction comes from."""
+        return self.drop_fraction
 
     def connections(self, step: int, start: int, target: int) -> int:
         """How many connections a layer should have after step `step`, of `start` at first and `target` in the end."""
@@ -109,7 +111,23 @@ class Evolution:
         return target + round(check_share("surplus", self.surplus(step), f" at step {step}") * (start - target))
 
 
-class SET(Evolution):
+@dataclass(frozen=True, init=False, repr=False)
+class _Named(Evolution):
+    """An algorithm with a name: the options that its constructor does not take are fixed, or derived from the others.
+
+    They are `init=False`, so that `dataclasses.replace` derives them anew.
+    """
+
+    grown_values: GrownValues = field(init=False)
+    drop: DropRule = field(init=False)
+    scope: Scope = field(init=False)
+    grow: GrowthRule = field(init=False)
+    start_density: float | None = field(init=False)
+    surplus: Schedule | None = field(init=False)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class SET(_Named):
     """Sparse Evolutionary Training: drop the weakest of each sign, grow uniformly at random.
 
     Args:
@@ -117,8 +135,15 @@ class SET(Evolution):
         drop_fraction: the paper's ζ, or a callable step -> fraction.
         until: last optimizer step after which evolution may come; the paper does not evolve after the last epoch.
         grown_values: `zeros` or `fan_in_uniform`.
+    Example:
+        >>> SET(interval=600, until=30_000)
+        SET(600, until=30000)
+
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
+
+    interval: Interval = 200
+    grown_values: GrownValues = zeros
 
     def __init__(
         self,
@@ -130,7 +155,8 @@ class SET(Evolution):
         super().__init__(interval, drop_fraction, until, grown_values)
 
 
-class RigL(Evolution):
+@dataclass(frozen=True, init=False, repr=False)
+class RigL(_Named):
     """Drop the weakest of each layer, grow where the gradient of the dense weight is largest, at zero.
 
     The dense gradient is never held (see `by_gradient`). What was just dropped is not grown again in the same
@@ -141,8 +167,16 @@ class RigL(Evolution):
         drop_fraction: None: 0.3, annealed to zero at `until` by a cosine (constant where there is no `until`).
         until: last optimizer step after which evolution may come; the paper's is 3/4 of training.
         grow: `by_gradient`, `by_gradient_among(n)` for layers too large for it, or `mixed(...)`.
+    Example:
+        >>> RigL(until=1000).fraction(500)
+        0.15
+
     Source: Evci et al. 2020, "Rigging the lottery" (arXiv:1911.11134).
     """
+
+    interval: Interval = 100
+    drop_fraction: float | Schedule | None = None
+    grow: GrowthRule = by_gradient
 
     def __init__(
         self,
@@ -151,10 +185,15 @@ class RigL(Evolution):
         until: int | None = None,
         grow: GrowthRule = by_gradient,
     ) -> None:
-        super().__init__(interval, _annealed(drop_fraction, until), until, scope=per_layer, grow=grow)
+        super().__init__(interval, drop_fraction, until, scope=per_layer, grow=grow)
+
+    @property
+    def _fraction(self) -> float | Schedule:
+        return _annealed(self.drop_fraction, self.until)
 
 
-class GMP(Evolution):
+@dataclass(frozen=True, init=False, repr=False)
+class GMP(_Named):
     """Gradual magnitude pruning: from `start_density` down to the target along a cubic; nothing grows.
 
     A layer that does not train is not pruned. Once it trains again it catches up at the next evolution; where that is
@@ -166,8 +205,18 @@ class GMP(Evolution):
         interval: in optimizer steps.
         start_density: at first; 1 begins dense.
         scope: `per_layer` gives each layer its own target, `across_layers` prunes the weakest of the whole model.
+    Example:
+        >>> dataclasses.replace(GMP(30_000), until=45_000).surplus
+        cubic(0, 45000)
+
     Source: Zhu and Gupta 2017, "To prune, or not to prune" (arXiv:1710.01878).
     """
+
+    begin: int = 0
+    interval: Interval = 100
+    drop_fraction: float | Schedule | None = field(init=False)
+    start_density: float | None = 1.0
+    scope: Scope = per_layer
 
     def __init__(
         self,
@@ -179,11 +228,13 @@ class GMP(Evolution):
     ) -> None:
         _check_steps("begin", begin, 0)
         _check_steps("until", until, 1)
+        object.__setattr__(self, "begin", begin)
         schedule = cubic(begin, until)
         super().__init__(interval, 0.0, until, scope=scope, start_density=start_density, surplus=schedule)
 
 
-class GraNet(Evolution):
+@dataclass(frozen=True, init=False, repr=False)
+class GraNet(_Named):
     """RigL that begins denser: prunes along a cubic from `start_density` to the target, and evolves all the while.
 
     The most accurate algorithm of those measured for the README, at the price of a denser beginning. A layer that does
@@ -201,6 +252,13 @@ class GraNet(Evolution):
         (arXiv:2106.10404).
     """
 
+    prune_until: int | None = None
+    interval: Interval = 200
+    drop_fraction: float | Schedule | None = None
+    start_density: float | None = 0.5
+    scope: Scope = per_layer
+    grow: GrowthRule = by_gradient
+
     def __init__(
         self,
         until: int,
@@ -214,15 +272,24 @@ class GraNet(Evolution):
         _check_steps("until", until, 1)
         if prune_until is not None:
             _check_steps("prune_until", prune_until, 1)
+        object.__setattr__(self, "prune_until", prune_until)
         schedule = cubic(0, until * 2 // 3 if prune_until is None else prune_until)
-        fraction = _annealed(drop_fraction, until)
         super().__init__(
-            interval, fraction, until, scope=scope, grow=grow, start_density=start_density, surplus=schedule
+            interval, drop_fraction, until, scope=scope, grow=grow, start_density=start_density, surplus=schedule
         )
 
+    @property
+    def _fraction(self) -> float | Schedule:
+        return _annealed(self.drop_fraction, self.until)
 
-class Static(Evolution):
+
+@dataclass(frozen=True, init=False, repr=False)
+class Static(_Named):
     """A fixed sparse topology: nothing is ever dropped or grown."""
+
+    interval: Interval = field(init=False)
+    drop_fraction: float | Schedule | None = field(init=False)
+    until: int | None = field(init=False)
 
     def __init__(self) -> None:
         super().__init__(interval=None, drop_fraction=0.0)
@@ -237,8 +304,6 @@ def _annealed(drop_fraction: float | Schedule | None, until: int | None) -> floa
     """RigL's cosine where the user gave no fraction."""
     if drop_fraction is not None:
         return drop_fraction
-    if until is not None:
-        _check_steps("until", until, 0)
     return cosine(0.3, until) if until else 0.3
 
 

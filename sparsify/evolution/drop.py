@@ -13,9 +13,9 @@ from sparsify.evolution.layer_view import (
     is_plain_vector,
     needing_gradient,
     needs_gradient,
-    written,
 )
 from sparsify.topology import positions
+from sparsify.written import as_typed, written
 
 DropRule = Callable[[LayerView], Tensor]
 """layer -> score of each connection, (nnz,) of floating point.
@@ -49,15 +49,18 @@ class sparing_units:  # written like the functions beside it
 
     Args:
         rule: scores the connections.
+    Raises:
+        TypeError: rule cannot be called.
+    Example:
+        >>> sparing_units(saliency)
+        sparing_units(saliency)
     """
 
     rule: DropRule = magnitude
+    __repr__ = as_typed
 
     def __post_init__(self) -> None:
         check_callable("rule", self.rule)
-
-    def __repr__(self) -> str:
-        return f"sparing_units({written(self.rule)})"
 
     @property
     def needs_gradient(self) -> bool:

@@ -1,8 +1,7 @@
 """Growth rules: where new connections grow."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,9 +16,9 @@ from sparsify.evolution.layer_view import (
     is_plain_vector,
     needing_gradient,
     needs_gradient,
-    written,
 )
 from sparsify.topology import common, index, lowest, merge, places_of_ranks, positions, sample, sample_outside
+from sparsify.written import as_typed, written
 
 GrowthRule = Callable[[LayerView, int], Tensor]
 """(layer, count) -> `count` flat indices outside `layer.flat`, sorted: what was just dropped is not grown again."""
@@ -60,7 +59,9 @@ def by_gradient(layer: LayerView, count: int) -> Tensor:
     return place
 
 
-def by_gradient_among(candidates: int) -> GrowthRule:
+@needing_gradient
+@dataclass(frozen=True, repr=False)
+class by_gradient_among:  # written like the functions beside it
     """A growth rule: by gradient, among so many random candidates for each connection that grows.
 
     For layers whose dense gradient would take too long: time, memory and what ranks send are those of the candidates.
@@ -70,11 +71,23 @@ def by_gradient_among(candidates: int) -> GrowthRule:
     Raises:
         ValueError, TypeError: candidates is below 1, or no whole number.
     """
-    check_count("candidates", candidates, 1)
-    return needing_gradient(partial(_by_gradient_among, candidates))
+
+    candidates: int
+    __repr__ = as_typed
+
+    def __post_init__(self) -> None:
+        check_count("candidates", self.candidates, 1)
+
+    def __call__(self, layer: LayerView, count: int) -> Tensor:
+        """Of the candidates, those where the gradient is largest."""
+        flat = uniformly(layer, min(self.candidates * count, layer.free))
+        grad, input = _operands(layer)
+        scores = layer.sum_over_ranks(kernels.gradient_of_values(grad, input, index(flat, layer.shape))).abs()
+        return flat[lowest(-scores, count)]
 
 
-def mixed(first: GrowthRule, second: GrowthRule, share: float) -> GrowthRule:
+@dataclass(frozen=True, repr=False)
+class mixed:
     """A growth rule: the share `share` of the connections grows by `first`, the rest by `second`.
 
     Args:
@@ -82,22 +95,71 @@ def mixed(first: GrowthRule, second: GrowthRule, share: float) -> GrowthRule:
         share: of `first`, in [0, 1].
     Raises:
         ValueError, TypeError: share is outside [0, 1] or no number, or a rule cannot be called.
+    Example:
+        >>> mixed(by_gradient, uniformly, share=0.5)
+        mixed(by_gradient, uniformly, 0.5)
     """
-    check_callable("first", first)
-    check_callable("second", second)
-    check_share("share", share)
-    rule = partial(_mixed, first, second, share)
-    return needing_gradient(rule) if needs_gradient(first) or needs_gradient(second) else rule
+
+    first: GrowthRule
+    second: GrowthRule
+    share: float
+    __repr__ = as_typed
+
+    def __post_init__(self) -> None:
+        check_callable("first", self.first)
+        check_callable("second", self.second)
+        check_share("share", self.share)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether one of the two does."""
+        return needs_gradient(self.first) or needs_gradient(self.second)
+
+    def __call__(self, layer: LayerView, count: int) -> Tensor:
+        """Places by `first`, and then places by `second` among what is left."""
+        of_first = checked_places(self.first, layer, round(self.share * count))
+        of_second = checked_places(self.second, _with(layer, of_first), count - len(of_first))
+        return torch.cat([of_first, of_second]).sort().values
 
 
-def feeding_units(rule: GrowthRule = uniformly) -> GrowthRule:
+@dataclass(frozen=True, repr=False)
+class feeding_units:
     """A growth rule that first gives each output unit without inputs one, at random; the rest grows by `rule`.
 
     With as many dropped as grown, units that are fed stay so, and empty ones find an input as far as the count goes.
+
+    Args:
+        rule: a growth rule.
+    Raises:
+        TypeError: rule cannot be called.
     """
-    check_callable("rule", rule)
-    feed = partial(_feeding, rule)
-    return needing_gradient(feed) if needs_gradient(rule) else feed
+
+    rule: GrowthRule = uniformly
+    __repr__ = as_typed
+
+    def __post_init__(self) -> None:
+        check_callable("rule", self.rule)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the rule for the rest does."""
+        return needs_gradient(self.rule)
+
+    def __call__(self, layer: LayerView, count: int) -> Tensor:
+        """A place in each empty unit, as far as the count goes, and the rest by `rule`."""
+        outs, ins = layer.shape
+        row = layer.flat // ins
+        inactive = ins - torch.bincount(row, minlength=outs)
+        fed = torch.bincount(row[layer.survives], minlength=outs) > 0
+        empty = positions(~fed & (inactive > 0))
+        if len(empty) > count:
+            empty = empty[sample(len(empty), count, layer.generator).to(empty.device)]
+        before = inactive.cumsum(0) - inactive
+        chance = torch.rand(len(empty), dtype=torch.float64, generator=layer.generator, device="cpu").to(empty.device)
+        rank = before[empty] + (chance * inactive[empty]).long()
+        of_empty = places_of_ranks(layer.flat, rank)
+        rest = checked_places(self.rule, _with(layer, of_empty), count - len(of_empty))
+        return torch.cat([of_empty, rest]).sort().values
 
 
 def checked_places(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
@@ -153,35 +215,6 @@ def _operands(layer: LayerView) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(layer.values.dtype, torch.float32)
     grad, input = (torch.cat(part).to(dtype).nan_to_num(nan=0.0) for part in zip(*layer.passes, strict=True))
     return grad, input
-
-
-def _by_gradient_among(candidates: int, layer: LayerView, count: int) -> Tensor:
-    flat = uniformly(layer, min(candidates * count, layer.free))
-    grad, input = _operands(layer)
-    scores = layer.sum_over_ranks(kernels.gradient_of_values(grad, input, index(flat, layer.shape))).abs()
-    return flat[lowest(-scores, count)]
-
-
-def _mixed(first: GrowthRule, second: GrowthRule, share: float, layer: LayerView, count: int) -> Tensor:
-    of_first = checked_places(first, layer, round(share * count))
-    of_second = checked_places(second, _with(layer, of_first), count - len(of_first))
-    return torch.cat([of_first, of_second]).sort().values
-
-
-def _feeding(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
-    outs, ins = layer.shape
-    row = layer.flat // ins
-    inactive = ins - torch.bincount(row, minlength=outs)
-    fed = torch.bincount(row[layer.survives], minlength=outs) > 0
-    empty = positions(~fed & (inactive > 0))
-    if len(empty) > count:
-        empty = empty[sample(len(empty), count, layer.generator).to(empty.device)]
-    before = inactive.cumsum(0) - inactive
-    chance = torch.rand(len(empty), dtype=torch.float64, generator=layer.generator, device="cpu").to(empty.device)
-    rank = before[empty] + (chance * inactive[empty]).long()
-    of_empty = places_of_ranks(layer.flat, rank)
-    rest = checked_places(rule, _with(layer, of_empty), count - len(of_empty))
-    return torch.cat([of_empty, rest]).sort().values
 
 
 def _with(layer: LayerView, grown: Tensor) -> LayerView:

@@ -3,7 +3,6 @@
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, TypeGuard, TypeVar
 
@@ -97,13 +96,6 @@ def described(value: object) -> str:
     kinds += [] if value.layout is torch.strided else [str(value.layout)]
     shape = "(nested)" if value.is_nested else tuple(value.shape)
     return " ".join([*kinds, f"{value.dtype} {shape} on {value.device}"])
-
-
-def written(value: object) -> str:
-    """How a rule or a schedule was written: `cosine(0.3, 0.0, 1000)`, `by_gradient`."""
-    if isinstance(value, partial):
-        return f"{value.func.__name__.strip('_')}({', '.join(map(written, value.args))})"
-    return getattr(value, "__name__", None) or repr(value)
 
 
 def check_callable(argument: str, value: object) -> None:

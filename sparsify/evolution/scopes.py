@@ -7,8 +7,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sparsify.evolution.layer_view import LayerView, described, is_plain_vector, written
+from sparsify.evolution.layer_view import LayerView, described, is_plain_vector
 from sparsify.topology import lowest, positions
+from sparsify.written import written
 
 Choice = tuple[Tensor, int]
 """Positions of the connections that a layer loses, and how many it grows."""

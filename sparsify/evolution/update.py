@@ -10,9 +10,10 @@ from torch import Tensor
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.drop import checked_scores, spared_by
 from sparsify.evolution.growth import GrowthRule, checked_places
-from sparsify.evolution.layer_view import LayerView, described, is_plain_vector, written
+from sparsify.evolution.layer_view import LayerView, described, is_plain_vector
 from sparsify.evolution.scopes import checked_choices
 from sparsify.topology import empty, merge
+from sparsify.written import written
 
 
 class Update(NamedTuple):

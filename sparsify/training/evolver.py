@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsify import topology
-from sparsify.distributed import Ranks, count_changes, no_pass, standing
+from sparsify.distributed import Ranks, comparable, count_changes, no_pass, standing
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.layer_view import Passes, needs_gradient
 from sparsify.evolution.scopes import across_layers
@@ -342,7 +342,8 @@ class Evolver:
             new = not progress.step and not progress.evolutions
             everyone = self._tell(
                 {
-                    "evolution": self.algorithm.description,
+                    "evolution": comparable(self.algorithm),
+                    "own evolution": repr(self.algorithm),
                     "optimizer state": {name: kept.digest(values) for name, values in self.parameters.items()},
                     "seed": None if new else progress.seed,
                     "own seed": progress.seed,
