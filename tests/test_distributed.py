@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam
 
 from sparsify import RigL, SparseLinear, sparsify
-from sparsify.distributed import Ranks, compare
+from sparsify.distributed import Ranks
+from sparsify.training.agreement import compare
 
 from .conftest import assert_same, mlp
 from .distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train

@@ -16,7 +16,6 @@ import torch
 import sparsify
 from sparsify import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine, epsilon, evolution
 from sparsify import fan_in_uniform as fan_in
-from sparsify.distributed import comparable
 from sparsify.evolution import (
     across_layers,
     by_gradient,
@@ -32,6 +31,7 @@ from sparsify.evolution import (
     uniformly,
 )
 from sparsify.evolution.layer_view import LayerView
+from sparsify.training.agreement import comparable
 from sparsify.written import written
 
 PUBLIC = {name: vars(module)[name] for module in (sparsify, evolution) for name in module.__all__}

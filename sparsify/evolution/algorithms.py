@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Integral
 
-from sparsify.checks import check_density
+from sparsify.checks import check_callable, check_count, check_density, check_share, described
 from sparsify.evolution.drop import DropRule, magnitude
 from sparsify.evolution.grown_values import GrownValues, zeros
 from sparsify.evolution.growth import GrowthRule, by_gradient, uniformly
-from sparsify.evolution.layer_view import check_callable, check_count, check_share, described
 from sparsify.evolution.schedules import Schedule, cosine, cubic
 from sparsify.evolution.scopes import Scope, per_layer, per_sign
 from sparsify.written import as_typed

@@ -6,14 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.evolution.layer_view import (
-    LayerView,
-    check_callable,
-    described,
-    is_plain_vector,
-    needing_gradient,
-    needs_gradient,
-)
+from sparsify.checks import check_callable, described, is_plain_vector
+from sparsify.evolution.layer_view import LayerView, needing_gradient, needs_gradient
 from sparsify.topology import positions
 from sparsify.written import as_typed, written
 

@@ -7,16 +7,8 @@ import torch
 from torch import Tensor
 
 from sparsify import kernels
-from sparsify.evolution.layer_view import (
-    LayerView,
-    check_callable,
-    check_count,
-    check_share,
-    described,
-    is_plain_vector,
-    needing_gradient,
-    needs_gradient,
-)
+from sparsify.checks import check_callable, check_count, check_share, described, is_plain_vector
+from sparsify.evolution.layer_view import LayerView, needing_gradient, needs_gradient
 from sparsify.topology import common, index, lowest, merge, places_of_ranks, positions, sample, sample_outside
 from sparsify.written import as_typed, written
 

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsify.evolution.layer_view import check_count, check_share
+from sparsify.checks import check_count, check_share
 from sparsify.written import as_typed
 
 Schedule = Callable[[int], float]

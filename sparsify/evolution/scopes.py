@@ -7,7 +7,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sparsify.evolution.layer_view import LayerView, described, is_plain_vector
+from sparsify.checks import described, is_plain_vector
+from sparsify.evolution.layer_view import LayerView
 from sparsify.topology import lowest, positions
 from sparsify.written import written
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsify import topology
-from sparsify.distributed import Ranks, comparable, count_changes, no_pass, standing
+from sparsify.distributed import Ranks
 from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.layer_view import Passes, needs_gradient
 from sparsify.evolution.scopes import across_layers
@@ -24,6 +24,7 @@ from sparsify.layers.linear import SparseLinear
 from sparsify.swap import Change, Swap, Swapped, settle
 from sparsify.topology import Digest
 from sparsify.training import holders, optimizer_loading, strangers
+from sparsify.training.agreement import comparable, count_changes, no_pass, standing, tell
 from sparsify.training.explored import Explored
 from sparsify.training.foreign_writes import ForeignWrites
 from sparsify.training.old_weights import OldWeights, warn_of_old_weights
@@ -291,7 +292,7 @@ class Evolver:
         grown = {seen.name: checked_grown_values(algorithm, updates[seen.name], seen) for seen in views}
         if ranks.group is not None:
             digests = {name: topology.fingerprint(update.flat, grown[name]) for name, update in updates.items()}
-            ranks.tell({"new topology": digests}, self._device)
+            tell(ranks, {"new topology": digests}, self._device)
             if any(len(update.flat) != update.old_nnz for update in updates.values()):
                 raise count_changes(algorithm)
         record, noting = progress.noting(fraction, updates, due)
@@ -359,7 +360,7 @@ class Evolver:
         if self.ranks.group is None:
             return [own]
         where = standing(self.layers, self.progress.step, self.progress.evolutions)
-        return self.ranks.tell({**where, **own}, self._device)
+        return tell(self.ranks, {**where, **own}, self._device)
 
     @property
     def _device(self) -> torch.device:
