@@ -10,16 +10,11 @@
 
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-#define omp_get_thread_num() 0
-#define omp_get_num_threads() 1
-#endif
+
+#include "library.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -39,26 +34,14 @@
 enum {
   TILE = 32,             // rows of the result that are transposed back together
   KEPT = 4 << 20,        // bytes of scratch that a thread keeps between calls
-  MOST_PANEL = 64 << 20,  // bytes of a panel, of which each thread has one, however many features there are
-  NO_MEMORY = 1,         // what a product returns where it could not be computed
-  OUTSIDE = 2
+  MOST_PANEL = 64 << 20  // bytes of a panel, of which each thread has one, however many features there are
 };
-
-// One product. Forward: rows are outputs, `starts` and `indices` are CSR. Backward: rows are inputs, they are CSC.
-typedef struct {
-  int64_t out, in, batch, nnz;
-  int threads;
-  const void *starts, *indices, *order;  // order: CSC position -> CSR position, of `values`; backward only
-  const void *values, *bias, *x, *grad;  // bias may be missing
-  void *result;                          // y forward; gradient of x backward, may be missing
-  void *grad_values, *grad_bias;         // may be missing; grad_bias is added to
-} problem;
 
 // One block of one panel: the features start..limit of the batch entries from `from` on.
 typedef struct {
   int64_t start, limit, from, first_row, last_row;
-  int first, last;  // of the panel's blocks
-  int check;        // whether to look at the indices before they are used
+  bool is_first_block, is_last_block;  // of the panel's
+  bool checks_indices;                 // before they are used
   const void *panel;
   void *partial, *reached;
 } block;
@@ -196,19 +179,16 @@ int sparsify_level(void) {
   return 0;
 }
 
-// `level`: of the instruction sets, at most sparsify_level(). Returns 0, NO_MEMORY, or OUTSIDE where an index leads out
-// of an array; then the results are undefined.
-int sparsify_linear(int level, int real_bytes, int index_bytes, int backward, int64_t out, int64_t in, int64_t batch,
-                    int64_t nnz, int threads, const void *starts, const void *indices, const void *order,
-                    const void *values, const void *bias, const void *x, const void *grad, void *result,
-                    void *grad_values, void *grad_bias) {
-  static int (*const forms[2][2][LEVELS])(const problem *, int) = {
+// For library.py, to compare with that of its own declaration.
+int64_t sparsify_product_size(void) { return sizeof(product); }
+
+int sparsify_linear(const product *p) {
+  static int (*const forms[2][2][LEVELS])(const product *) = {
       {FORMS(float, int32_t), FORMS(float, int64_t)}, {FORMS(double, int32_t), FORMS(double, int64_t)}};
-  const problem p = {out,    in,   batch, nnz,  threads, starts,      indices,  order,
-                     values, bias, x,     grad, result,  grad_values, grad_bias};
-  if (level == 2 && batch * real_bytes <= 32) level = 1;  // half a vector does
+  const bool fits_half_a_vector = p->batch * p->real_bytes <= 32;
+  const int level = p->level == 2 && fits_half_a_vector ? 1 : p->level;
   pthread_rwlock_rdlock(&indices_lock);
-  const int status = forms[real_bytes == 8][index_bytes == 8][level](&p, backward);
+  const int status = forms[p->real_bytes == 8][p->index_bytes == 8][level](p);
   pthread_rwlock_unlock(&indices_lock);
   return status;
 }
@@ -218,5 +198,5 @@ int sparsify_put(int64_t count, void *const *to, const void *const *from, const 
   pthread_rwlock_wrlock(&indices_lock);
   for (int64_t i = 0; i < count; i++) memcpy(to[i], from[i], (size_t)bytes[i]);
   pthread_rwlock_unlock(&indices_lock);
-  return 0;
+  return DONE;
 }
