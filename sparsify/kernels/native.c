@@ -1,12 +1,52 @@
-// Sparse linear layers on CPU: y = x W^T + b and its gradients, for a W that is given by its connections.
+// Sparse linear layers on CPU, forward and backward: sparsify_linear, near the end, is the only way in for products.
 //
-// Activations come and go row-major, (batch, features). A panel of the batch at a time is transposed into a buffer,
-// (features, width): a connection is then one weight times one contiguous run of the batch, the sums stay in registers
-// over a whole row, and nothing is gathered. Where a panel would not stay in the second-level cache it is made and used
-// in blocks of features. Work is split by connections, not by rows, and every result is computed by one thread in one
-// order, so it does not depend on the number of threads.
+// What is computed. W is (out, in) and holds numbers at `nnz` places only, its connections. Forward: y = x W^T + bias.
+// Backward, from `grad`, the gradient of y: gx = grad W, the gradient of x; gv, for each connection the sum over the
+// batch of its input times its output's gradient; and the sum of `grad` over the batch, which is added to the gradient
+// of the bias. Python decides which of these it needs; a missing one is a NULL pointer in `product` (library.h).
 //
-// Vector extensions of GCC and Clang, compiled for AVX-512, AVX2 and the baseline, chosen at run time; no intrinsics.
+// What is read. `starts` and `indices` say where the connections are. Forward they are the CSR of W: connections
+// sorted by output, starts[r]..starts[r + 1] are those of output r, `indices` are their inputs. Backward they are the
+// CSC, sorted by input, and `order` says where in `values` each connection is. `Rows` are those of the result: outputs
+// forward, inputs backward. `Features` are those of what is read at random: inputs forward, outputs backward.
+//
+// Panels. x, y and their gradients are (batch, features) row after row, so one feature of the batch is scattered over
+// memory. So a piece of the batch, a panel, is first transposed into a buffer of (features, width): `pack`. A
+// connection is then one number times one contiguous run of `width` batch entries. A panel is 1, 2, 4 or 8 vectors
+// wide: what a processor's registers can hold the sums of, and no more than the batch fills.
+//
+// Tiles. The sums of one row stay in registers until the row is done. They then wait in a tile, (32 rows, width), which
+// is transposed back into the result when it is full: `unpack`. Backward, x is packed tile by tile in the same way.
+//
+// Blocks. A panel of many features does not fit into the second-level cache. Then it is made and used in blocks of
+// features. Between blocks the sums of each row rest in `partial`, and `reached` holds the row's next connection.
+//
+// Shares. Rows are divided among the threads so that each share has about as many connections (`share`). Forward, where
+// there are enough panels, threads divide these first. Each thread packs its own panels and waits for nobody. A result
+// is always computed by one thread in one order: it does not depend on the number of threads, to the last bit.
+// A batch of one is done without a panel, by `forward_single`.
+//
+// Three instruction sets, from one text. There are no intrinsics, only the vector extensions of GCC and Clang.
+// native.c includes native_body.h once for each instruction set: the baseline of the processor (vectors of 16 bytes),
+// AVX2 (32) and AVX-512 (64). Before each, a pragma tells the compiler which instructions it may use. native_body.h
+// includes itself four times more, for float or double and for indices of 32 or 64 bits. Each time REAL, INDEX, ISA
+// and BYTES are defined, and NAME(run) becomes, for example, run_float_int32_t_avx2. Inside, `forward` and `backward`
+// are inlined into one function for each width, because the sums stay in registers only if the width is a constant.
+// A debugger steps through them line by line: compile with -O0 -g, then `break forward_float_int32_t_avx2`.
+// sparsify_linear picks a form from a table at each call; sparsify_level says which sets this machine has.
+//
+// Who checks indices, and when. Python checks that each array is plain memory that is long enough (library.address).
+// C checks the numbers in them, at every call, because anybody may have written to a tensor: that they lead nowhere
+// outside, and rise within each row. Each thread checks its share right before it uses it (`is_sound`), when the
+// indices must come into the cache anyway. Where a panel is done in blocks, it checks only `starts` first, and then
+// each run of indices as it is used, in its first panel (`rises`).
+//
+// Locks. Products hold `indices_lock` for reading, as many at a time as like. sparsify_put, which replaces the indices
+// of layers while other threads may use them, holds it for writing. A child process starts with a fresh lock. ctypes
+// gives Python's own lock back during a call. Scratch memory belongs to a thread, so it needs no lock.
+//
+// Errors. A function returns DONE, NO_MEMORY or OUTSIDE (library.h), and library.py raises. Threads go on to the end of
+// the parallel region and join their statuses. Nothing is printed, and results are then left half written.
 
 #define _GNU_SOURCE
 #include <pthread.h>
