@@ -29,10 +29,7 @@ ENOUGH = 50_000
 
 
 class Product(ctypes.Structure):
-    """What `sparsify_linear` computes: `product` of kernels/library.h, which says what each field means.
-
-    Give the fields in this order, without their names: that is twice as fast.
-    """
+    """What `sparsify_linear` computes: `product` of kernels/library.h, which says what each field means."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("out", "in", "batch", "nnz")),
