@@ -1,5 +1,7 @@
 """The gate between Python and C."""
 
+import ctypes
+
 import pytest
 import torch
 from torch import nn
@@ -72,6 +74,23 @@ def test_plain_memory_has_and_it_is_kept(tensor):
     assert len(held) == 1
     with pytest.raises(TypeError, match="plain, contiguous memory of"):
         library.address(tensor, tensor.untyped_storage().nbytes() + 1, [])
+
+
+@needs_native
+def test_a_library_of_another_version_is_refused(monkeypatch):
+    class Longer(library.Product):
+        _fields_ = (("another", ctypes.c_int64),)
+
+    monkeypatch.setattr(library, "Product", Longer)
+    with pytest.raises(ImportError, match="reinstall sparsify"):
+        library._load()
+
+
+@needs_native
+def test_a_library_that_does_not_tell_its_size_is_refused(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    with pytest.raises(ImportError, match="same version as sparsify's Python files"):
+        library._load()
 
 
 @needs_native

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sparsify.native import library
-from sparsify.native.library import address
+from sparsify.native.library import Product, address
 from sparsify.topology import Indices, Located
 
 LEVEL: int = library.LIBRARY.sparsify_level() if library.LIBRARY else 0
@@ -57,17 +57,17 @@ def _call(
     batch, ins = input.shape
     outs, nnz, real = indices.crow.numel() - 1, indices.col.numel(), values.itemsize
     starts, index, order = (_csc if backward else _csr)(indices, outs, ins, nnz, held)
-    library.call(
-        "sparsify_linear",
-        *(LEVEL, real, indices.crow.itemsize, backward),
-        *(outs, ins, batch, nnz, library.threads(batch * (nnz + ins + outs))),
+    product = Product(
+        *(outs, ins, batch, nnz),
         *(starts, index, order),
         address(values, nnz * real, held),
         None if bias is None else address(bias, outs * real, held),
         address(input, batch * ins * real, held),
         None if grad is None else address(grad, batch * outs * real, held),
         *[None if result is None else result.data_ptr() for result in results],
+        *(LEVEL, real, indices.crow.itemsize, library.threads(batch * (nnz + ins + outs)), backward),
     )
+    library.call("sparsify_linear", product)
 
 
 def _csr(indices: Indices, outs: int, ins: int, nnz: int, held: list[object]) -> tuple[int, int, None]:

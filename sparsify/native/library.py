@@ -28,21 +28,43 @@ ENOUGH = 50_000
 """Operations from which on several threads are faster than one."""
 
 
+class Product(ctypes.Structure):
+    """What `sparsify_linear` computes: `product` of native/library.h, which says what each field means."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("out", "in", "batch", "nnz")),
+        *((name, ctypes.c_void_p) for name in ("starts", "indices", "order", "values", "bias", "x", "grad")),
+        *((name, ctypes.c_void_p) for name in ("result", "grad_values", "grad_bias")),
+        *((name, ctypes.c_int) for name in ("level", "real_bytes", "index_bytes", "threads")),
+        ("is_backward", ctypes.c_bool),
+    )
+
+
 def _load() -> ctypes.CDLL | None:
-    """The library; None where it was not built (no C compiler when sparsify was installed)."""
+    """The library; None where it was not built (no C compiler when sparsify was installed).
+
+    Raises:
+        ImportError: it was compiled from the sources of another version.
+    """
     found = find_spec("sparsify.native._compiled")
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
     number, threads, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
-    library.sparsify_linear.argtypes = [*[ctypes.c_int] * 4, *[number] * 4, threads, *[pointer] * 10]
+    product_size = getattr(library, "sparsify_product_size", None)
+    if product_size is None or product_size() != ctypes.sizeof(Product):
+        raise ImportError(
+            f"the compiled library {found.origin} must be of the same version as sparsify's Python files, got one of "
+            "another: reinstall sparsify, so that it is compiled again."
+        )
+    library.sparsify_linear.argtypes = [ctypes.POINTER(Product)]
     for bits in "32", "64":
         getattr(library, f"sparsify_lowest_{bits}").argtypes = [pointer, number, number, pointer]
         getattr(library, f"sparsify_flat_{bits}").argtypes = [pointer, pointer, *[number] * 3, threads, pointer]
         getattr(library, f"sparsify_index_{bits}").argtypes = [pointer, number, number, number, threads, *[pointer] * 5]
     library.sparsify_digest.argtypes = [pointer, number, threads, pointer]
     library.sparsify_common.argtypes = [pointer, number, pointer, number, pointer]
-    library.sparsify_sample.argtypes = [number, pointer, threads]
+    library.sparsify_sample.argtypes = [number, pointer, ctypes.c_bool]
     library.sparsify_put.argtypes = [number, pointer, pointer, pointer]
     library.sparsify_sort.argtypes = [pointer, number, number]
     library.sparsify_places.argtypes = [pointer, number, pointer, number, pointer]
@@ -53,8 +75,8 @@ def _load() -> ctypes.CDLL | None:
 LIBRARY = _load()
 
 
-def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Call a function of the library. Tensors are passed by address.
+def call(name: str, *arguments: Tensor | Product | int | None) -> None:
+    """Call a function of the library. Tensors are passed by address, products by reference.
 
     Raises:
         TypeError: a tensor is not plain memory, for which an address could stand.

@@ -1,25 +1,60 @@
-// Sparse linear layers on CPU: y = x W^T + b and its gradients, for a W that is given by its connections.
+// Sparse linear layers on CPU, forward and backward: sparsify_linear, near the end, is the only way in for products.
 //
-// Activations come and go row-major, (batch, features). A panel of the batch at a time is transposed into a buffer,
-// (features, width): a connection is then one weight times one contiguous run of the batch, the sums stay in registers
-// over a whole row, and nothing is gathered. Where a panel would not stay in the second-level cache it is made and used
-// in blocks of features. Work is split by connections, not by rows, and every result is computed by one thread in one
-// order, so it does not depend on the number of threads.
+// What is computed. W is (out, in) and holds numbers at `nnz` places only, its connections. Forward: y = x W^T + bias.
+// Backward, from `grad`, the gradient of y: gx = grad W, the gradient of x; gv, for each connection the sum over the
+// batch of its input times its output's gradient; and the sum of `grad` over the batch, which is added to the gradient
+// of the bias. Python decides which of these it needs; a missing one is a NULL pointer in `product` (library.h).
 //
-// Vector extensions of GCC and Clang, compiled for AVX-512, AVX2 and the baseline, chosen at run time; no intrinsics.
+// What is read. `starts` and `indices` say where the connections are. Forward they are the CSR of W: connections
+// sorted by output, starts[r]..starts[r + 1] are those of output r, `indices` are their inputs. Backward they are the
+// CSC, sorted by input, and `order` says where in `values` each connection is. `Rows` are those of the result: outputs
+// forward, inputs backward. `Features` are those of what is read at random: inputs forward, outputs backward.
+//
+// Panels. x, y and their gradients are (batch, features) row after row, so one feature of the batch is scattered over
+// memory. So a piece of the batch, a panel, is first transposed into a buffer of (features, width): `pack`. A
+// connection is then one number times one contiguous run of `width` batch entries. A panel is 1, 2, 4 or 8 vectors
+// wide: what a processor's registers can hold the sums of, and no more than the batch fills.
+//
+// Tiles. The sums of one row stay in registers until the row is done. They then wait in a tile, (32 rows, width), which
+// is transposed back into the result when it is full: `unpack`. Backward, x is packed tile by tile in the same way.
+//
+// Blocks. A panel of many features does not fit into the second-level cache. Then it is made and used in blocks of
+// features. Between blocks the sums of each row rest in `partial`, and `reached` holds the row's next connection.
+//
+// Shares. Rows are divided among the threads so that each share has about as many connections (`share`). Forward, where
+// there are enough panels, threads divide these first. Each thread packs its own panels and waits for nobody. A result
+// is always computed by one thread in one order: it does not depend on the number of threads, to the last bit.
+// A batch of one is done without a panel, by `forward_single`.
+//
+// Three instruction sets, from one text. There are no intrinsics, only the vector extensions of GCC and Clang.
+// product.c includes product_body.h once for each instruction set: the baseline of the processor (vectors of 16 bytes),
+// AVX2 (32) and AVX-512 (64). Before each, a pragma tells the compiler which instructions it may use. product_body.h
+// includes itself four times more, for float or double and for indices of 32 or 64 bits. Each time REAL, INDEX, ISA
+// and BYTES are defined, and NAME(run) becomes, for example, run_float_int32_t_avx2. Inside, `forward` and `backward`
+// are inlined into one function for each width, because the sums stay in registers only if the width is a constant.
+// A debugger steps through them line by line: compile with -O0 -g, then `break forward_float_int32_t_avx2`.
+// sparsify_linear picks a form from a table at each call; sparsify_level says which sets this machine has.
+//
+// Who checks indices, and when. Python checks that each array is plain memory that is long enough (library.address).
+// C checks the numbers in them, at every call, because anybody may have written to a tensor: that they lead nowhere
+// outside, and rise within each row. Each thread checks its share right before it uses it (`is_sound`), when the
+// indices must come into the cache anyway. Where a panel is done in blocks, it checks only `starts` first, and then
+// each run of indices as it is used, in its first panel (`rises`).
+//
+// Locks. Products hold `indices_lock` for reading, as many at a time as like. sparsify_put, which replaces the indices
+// of layers while other threads may use them, holds it for writing. A child process starts with a fresh lock. ctypes
+// gives Python's own lock back during a call. Scratch memory belongs to a thread, so it needs no lock.
+//
+// Errors. A function returns DONE, NO_MEMORY or OUTSIDE (library.h), and library.py raises. Threads go on to the end of
+// the parallel region and join their statuses. Nothing is printed, and results are then left half written.
 
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-#define omp_get_thread_num() 0
-#define omp_get_num_threads() 1
-#endif
+
+#include "library.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -39,26 +74,14 @@
 enum {
   TILE = 32,             // rows of the result that are transposed back together
   KEPT = 4 << 20,        // bytes of scratch that a thread keeps between calls
-  MOST_PANEL = 64 << 20,  // bytes of a panel, of which each thread has one, however many features there are
-  NO_MEMORY = 1,         // what a product returns where it could not be computed
-  OUTSIDE = 2
+  MOST_PANEL = 64 << 20  // bytes of a panel, of which each thread has one, however many features there are
 };
-
-// One product. Forward: rows are outputs, `starts` and `indices` are CSR. Backward: rows are inputs, they are CSC.
-typedef struct {
-  int64_t out, in, batch, nnz;
-  int threads;
-  const void *starts, *indices, *order;  // order: CSC position -> CSR position, of `values`; backward only
-  const void *values, *bias, *x, *grad;  // bias may be missing
-  void *result;                          // y forward; gradient of x backward, may be missing
-  void *grad_values, *grad_bias;         // may be missing; grad_bias is added to
-} problem;
 
 // One block of one panel: the features start..limit of the batch entries from `from` on.
 typedef struct {
   int64_t start, limit, from, first_row, last_row;
-  int first, last;  // of the panel's blocks
-  int check;        // whether to look at the indices before they are used
+  bool is_first_block, is_last_block;  // of the panel's
+  bool checks_indices;                 // before they are used
   const void *panel;
   void *partial, *reached;
 } block;
@@ -196,19 +219,16 @@ int sparsify_level(void) {
   return 0;
 }
 
-// `level`: of the instruction sets, at most sparsify_level(). Returns 0, NO_MEMORY, or OUTSIDE where an index leads out
-// of an array; then the results are undefined.
-int sparsify_linear(int level, int real_bytes, int index_bytes, int backward, int64_t out, int64_t in, int64_t batch,
-                    int64_t nnz, int threads, const void *starts, const void *indices, const void *order,
-                    const void *values, const void *bias, const void *x, const void *grad, void *result,
-                    void *grad_values, void *grad_bias) {
-  static int (*const forms[2][2][LEVELS])(const problem *, int) = {
+// For library.py, to compare with that of its own declaration.
+int64_t sparsify_product_size(void) { return sizeof(product); }
+
+int sparsify_linear(const product *p) {
+  static int (*const forms[2][2][LEVELS])(const product *) = {
       {FORMS(float, int32_t), FORMS(float, int64_t)}, {FORMS(double, int32_t), FORMS(double, int64_t)}};
-  const problem p = {out,    in,   batch, nnz,  threads, starts,      indices,  order,
-                     values, bias, x,     grad, result,  grad_values, grad_bias};
-  if (level == 2 && batch * real_bytes <= 32) level = 1;  // half a vector does
+  const bool fits_half_a_vector = p->batch * p->real_bytes <= 32;
+  const int level = p->level == 2 && fits_half_a_vector ? 1 : p->level;
   pthread_rwlock_rdlock(&indices_lock);
-  const int status = forms[real_bytes == 8][index_bytes == 8][level](&p, backward);
+  const int status = forms[p->real_bytes == 8][p->index_bytes == 8][level](p);
   pthread_rwlock_unlock(&indices_lock);
   return status;
 }
@@ -218,5 +238,5 @@ int sparsify_put(int64_t count, void *const *to, const void *const *from, const 
   pthread_rwlock_wrlock(&indices_lock);
   for (int64_t i = 0; i < count; i++) memcpy(to[i], from[i], (size_t)bytes[i]);
   pthread_rwlock_unlock(&indices_lock);
-  return 0;
+  return DONE;
 }
