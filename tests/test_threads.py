@@ -55,7 +55,7 @@ def trained(seed, evolution):
 @pytest.mark.parametrize("evolution", ALGORITHMS, ids=lambda make: type(make()).__name__)
 def test_models_trained_in_threads_are_those_trained_one_after_the_other(evolution):
     alone = [trained(seed, evolution()) for seed in range(WORKERS)]
-    for _ in range(3):
+    for _ in range(6):
         assert_same(together(lambda number: trained(number, evolution())), alone)
 
 

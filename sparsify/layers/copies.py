@@ -4,15 +4,14 @@ A copy that nothing has written to is a snapshot; one that anything but training
 average, and evolves with its original (see `averaging`). One that is trained for itself is no copy any more.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
-from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
+from typing import NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsify.layers import registry
 from sparsify.layers.matrix import SparseMatrix
@@ -44,12 +43,14 @@ class Copy:
     sample: some of its values as they were then, or when the original last evolved without it.
     left: compares the sample, where the original has evolved without it.
     asked: whether the user has said that it is an average.
+    gradients: how many had come to it.
     """
 
     state: State | None
     sample: Sample | None
     left: Samples | None = None
     asked: bool = False
+    gradients: int = 0
 
     def is_average(self, copy: SparseMatrix) -> bool:
         """Whether something has written to it."""
@@ -70,9 +71,6 @@ _copies: WeakKeyDictionary[SparseMatrix, WeakSet[SparseMatrix]] = WeakKeyDiction
 _records: WeakKeyDictionary[SparseMatrix, WeakKeyDictionary[SparseMatrix, Copy]] = WeakKeyDictionary()
 """copy -> original -> what is known."""
 
-_hooks: WeakKeyDictionary[SparseMatrix, tuple[ReferenceType[Tensor], Any]] = WeakKeyDictionary()
-"""copy -> its values, and the hook that tells of their gradients."""
-
 
 def copied(original: SparseMatrix, copy: SparseMatrix) -> None:
     """`copy` is a deep copy of `original`, and so of what that follows itself."""
@@ -91,7 +89,7 @@ def loaded(layer: SparseMatrix) -> None:
         held = registry.held()
         if layer in held:
             for other in registry.layers():
-                if other not in held and other not in _records and _is_equal(layer, other):
+                if other not in held and not _known(other) and _is_equal(layer, other):
                     _snapshot(other, [layer])
         if layer in registry.trained():
             return
@@ -125,13 +123,13 @@ def of(layer: SparseMatrix) -> list[tuple[SparseMatrix, Copy]]:
         return []
     with LOCK:
         copies = list(_copies.get(layer, ()))
-        return [(copy, _records[copy][layer]) for copy in copies if layer in _records.get(copy, {})]
+        return [(copy, known[layer]) for copy in copies if layer in (known := _known(copy))]
 
 
 def originals(copy: SparseMatrix) -> list[tuple[SparseMatrix, Copy]]:
     """What `copy` is a copy of."""
     with LOCK:
-        return list(_records.get(copy, {}).items())
+        return list(_known(copy).items())
 
 
 def take_sample(layer: SparseMatrix) -> Sample | None:
@@ -160,31 +158,21 @@ def _snapshot(copy: SparseMatrix, of_these: Iterable[SparseMatrix], asked: bool 
     for original in of_these:
         original.was_copied = True
         _copies.setdefault(original, WeakSet()).add(copy)
-        records[original] = Copy(State.of(copy), take_sample(copy), asked=asked)
+        records[original] = Copy(State.of(copy), take_sample(copy), asked=asked, gradients=copy.gradients)
     if records:
-        _tell_of_gradients(copy)
+        copy.count_gradients()
         _records[copy] = records
 
 
-def _tell_of_gradients(copy: SparseMatrix) -> None:
-    values = copy._parameters.get("values")
-    if values is None or not values.requires_grad or (copy in _hooks and _hooks[copy][0]() is values):
-        return
-    hook = values.register_post_accumulate_grad_hook(partial(_trained, ref(copy)))  # type: ignore[no-untyped-call]
-    _hooks[copy] = ref(values), hook
-
-
-def _trained(copy: ReferenceType[SparseMatrix], _: Tensor) -> None:
-    """A gradient has come to a copy: it is trained for itself, unless the user has said that it is an average."""
-    layer = copy()
-    if layer is None:
-        return
-    with LOCK:
-        if any(known.asked for _, known in originals(layer)):
-            return
-        forget([layer])
-        if layer in _hooks:
-            _hooks.pop(layer)[1].remove()
+def _known(copy: SparseMatrix) -> Mapping[SparseMatrix, Copy]:
+    """What `copy` is a copy of. One that gradients have come to is trained for itself, unless the user has said that it
+    is an average."""
+    records: Mapping[SparseMatrix, Copy] = _records.get(copy, {})
+    every = list(records.values())
+    if any(known.gradients != copy.gradients for known in every) and not any(known.asked for known in every):
+        forget([copy])
+        return {}
+    return records
 
 
 def _is_equal(one: SparseMatrix, other: SparseMatrix) -> bool:

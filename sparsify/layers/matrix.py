@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from sparsify.topology import Digest, Indices, Shape
 DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
 
-FLEETING = ("swap", "was_copied", "observer", "_checked")
+FLEETING = ("swap", "was_copied", "observer", "gradients", "to_count", "_counted", "_checked")
 """Attributes that a copy does not take along."""
 
 
@@ -64,6 +65,9 @@ class SparseMatrix(nn.Module):
     resets: int = 0
     was_copied: bool = False
     observer: Observer | None = None
+    gradients: int = 0
+    to_count: bool = False
+    _counted: ReferenceType[Tensor] | None = None
     swap: Swap | None = None
     _checked: Checked | None = None
 
@@ -160,6 +164,8 @@ class SparseMatrix(nn.Module):
         """`product` of values and indices that belong together: again, where another thread changes them meanwhile."""
         if torch.compiler.is_compiling():
             return product(self._held())
+        if self.to_count and torch.is_grad_enabled():
+            self._count_gradients()
         if self.observer is not None and not (self.training and torch.is_grad_enabled()):
             self.observer.look(self)
         while True:
@@ -172,6 +178,20 @@ class SparseMatrix(nn.Module):
             else:
                 if self._still_has(indices):
                     return result
+
+    def count_gradients(self) -> None:
+        """Count in `gradients` those that come to the values, from the next forward pass on.
+
+        The layer itself begins then, because another thread may ask than the one that trains it: PyTorch crashes where
+        a hook is registered while a backward pass runs.
+        """
+        self.to_count = self._counted is None or self._counted() is not self._parameters.get("values")
+
+    def _count_gradients(self) -> None:
+        values = self._parameters.get("values")
+        if values is not None and values.requires_grad:
+            self.to_count, self._counted = False, ref(values)
+            values.register_post_accumulate_grad_hook(partial(_count, ref(self)))  # type: ignore[no-untyped-call]
 
     def _still_has(self, indices: Indices) -> bool:
         checked = self._checked
@@ -284,6 +304,11 @@ def _writes(indices: Indices) -> int:
         return crow._version + col._version + ccol._version + csc_row._version + csc_order._version
     except RuntimeError:  # tensors that were made there have no version
         return -1
+
+
+def _count(matrix: ReferenceType[SparseMatrix], _: Tensor) -> None:
+    if (counting := matrix()) is not None:
+        counting.gradients += 1
 
 
 def _check_values(values: object, nnz: int) -> None:

@@ -7,9 +7,7 @@ that is so, but see it in its numbers; the user is told, once.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -26,15 +24,15 @@ class _Stranger:
 
     sample: of its values when it was last looked at.
     checked: its topology then.
-    is_trained: whether a gradient has come to it.
-    hook: tells of gradients.
+    gradients: how many had come to it.
+    is_trained: whether some have come since.
     """
 
     sample: Sample
     checked: Checked | None
+    gradients: int
     is_trained: bool = False
     has_warned: bool = False
-    hook: Any = None
 
 
 _strangers: WeakKeyDictionary[SparseMatrix, _Stranger] = WeakKeyDictionary()
@@ -53,7 +51,12 @@ def look_around(layers: Mapping[str, "SparseMatrix"]) -> None:
         if other not in trained and not copies.originals(other):
             alike = {name: layer for name, layer in layers.items() if _are_alike(layer, other)}
             if alike and _has_topology(other):
-                found |= _look_at(other, alike)
+                checked = other._checked
+                try:
+                    found |= _look_at(other, alike)
+                except (IndexError, RuntimeError):
+                    if other._checked is checked and not other.is_changing():
+                        raise  # or another thread has evolved it meanwhile
     if found:
         names = ", ".join(repr(name) for name in layers if name in found)
         warn(
@@ -70,20 +73,18 @@ def _look_at(other: SparseMatrix, alike: Mapping[str, "SparseMatrix"]) -> set[st
     with LOCK:
         known = _strangers.get(other)
         if known is None or known.checked is not other._checked or known.sample.vector is not values:
-            old, known = known, _Stranger(Sample.evenly(values), other._checked)
+            old, known = known, _Stranger(Sample.evenly(values), other._checked, other.gradients)
             if old is not None:
-                known.is_trained, known.has_warned, known.hook = old.is_trained, old.has_warned, old.hook
+                known.gradients, known.is_trained, known.has_warned = old.gradients, old.is_trained, old.has_warned
             _strangers[other] = known
         elif known.sample.has_changed():
             before = known.sample.numbers.clone()
             known.sample.take()
         else:
             return set()
-        known.is_trained |= values.grad is not None
+        known.is_trained |= other.gradients != known.gradients
     same = {name for name, layer in alike.items() if layer.digest == other.last_digest}
-    if known.hook is None and values.requires_grad and same:
-        hook = partial(_trained, ref(other))
-        known.hook = values.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    other.count_gradients()
     if known.is_trained or known.has_warned:
         return set()
     found = {name for name, layer in alike.items() if _holds(other, layer, known.sample, before, name in same)}
@@ -105,17 +106,6 @@ def _holds(other: SparseMatrix, layer: SparseMatrix, sample: Sample, before: Ten
     places = differs.nonzero().squeeze(1)
     places = places[spread(len(places), COUNT, places.device)]
     return is_alike(at(other.values, places), at(layer.values, places))
-
-
-def _trained(other: ReferenceType[SparseMatrix], _: Tensor) -> None:
-    """A gradient has come to a stranger: it is trained for itself."""
-    layer = other()
-    if layer is not None:
-        with LOCK:
-            known = _strangers.get(layer)
-            if known is not None:
-                known.is_trained = True
-                known.hook.remove()
 
 
 def _are_alike(layer: SparseMatrix, other: SparseMatrix) -> bool:
