@@ -21,7 +21,7 @@ from sparsify.evolution import (
 )
 from sparsify.evolution.drop import spared_by
 from sparsify.evolution.layer_view import needs_gradient
-from sparsify.evolution.update import evolve
+from sparsify.evolution.update import propose_updates
 from sparsify.native import library
 
 from .conftest import assert_same
@@ -89,7 +89,7 @@ def test_a_rule_of_the_user_s_may_spare_alone_or_within_sparing_units():
     assert spared_by(sparing_units(rule), layer, rule(layer)).tolist() == [True, True, False, True]
     assert spared_by(magnitude, layer, magnitude(layer)) is None
     layer = view_of([1.0, 2.0, 3.0, 4.0], (2, 4), [0, 1, 4, 5])
-    [update] = evolve(Evolution(None, drop=rule, scope=per_layer), [layer], [0], 0.5)
+    [update] = propose_updates(Evolution(None, drop=rule, scope=per_layer), [layer], [0], 0.5)
     assert update.kept.tolist() == [0, 3]
 
 
@@ -109,7 +109,7 @@ def test_a_rule_of_the_user_s_may_spare_alone_or_within_sparing_units():
 def test_what_is_spared_stays_whatever_is_asked_for(scope, fraction, surplus, kept):
     layer = view_of([0.0, 0.0, 1.0, -1.0, 2.0, -2.0], (6, 10), range(0, 60, 10))
     rule = Scored([0.0, 0.0, 1.0, 1.0, 2.0, 2.0], [1, 3])
-    [update] = evolve(Evolution(None, drop=rule, scope=scope), [layer], [surplus], fraction)
+    [update] = propose_updates(Evolution(None, drop=rule, scope=scope), [layer], [surplus], fraction)
     assert update.kept.tolist() == kept
     assert len(update.flat) == 6 - min(surplus, 4)
 
@@ -154,7 +154,7 @@ def test_spared_connections_stay_and_the_books_are_right(scope, cases, fraction,
     def run():
         for layer in seen:
             layer.generator.manual_seed(0)
-        return evolve(Evolution(None, drop=rule, scope=scope), seen, surplus, fraction)
+        return propose_updates(Evolution(None, drop=rule, scope=scope), seen, surplus, fraction)
 
     updates = run()
     for layer, stays, update in zip(seen, spared, updates, strict=True):
@@ -182,7 +182,7 @@ def evolving(algorithm, layers, evolutions, surplus=lambda number, counts: [0] *
     """The layers after each of many evolutions; grown values are 1 in the first layer and larger in the next ones."""
     yield layers
     for number in range(evolutions):
-        updates = evolve(algorithm, layers, surplus(number, [len(layer.flat) for layer in layers]), 0.3)
+        updates = propose_updates(algorithm, layers, surplus(number, [len(layer.flat) for layer in layers]), 0.3)
         layers = [
             replace(
                 layer,

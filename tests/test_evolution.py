@@ -35,7 +35,7 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
-from sparsify.evolution.update import evolve
+from sparsify.evolution.update import propose_updates
 from sparsify.topology import generator, sample
 
 from .conftest import mlp
@@ -43,7 +43,7 @@ from .views import view_of
 
 
 def set_once(flat, values, shape, fraction, seed=0):
-    [update] = evolve(SET(), [view_of(values, shape, flat, seed=seed)], [0], fraction)
+    [update] = propose_updates(SET(), [view_of(values, shape, flat, seed=seed)], [0], fraction)
     return update
 
 

@@ -8,7 +8,7 @@ import torch
 
 from sparsify import Evolution
 from sparsify.evolution import feeding_units, mixed, uniformly
-from sparsify.evolution.update import checked_grown_values, evolve
+from sparsify.evolution.update import checked_grown_values, propose_updates
 
 from .views import Other, emptied, path, positions, refused, view_of  # noqa: F401
 
@@ -55,15 +55,15 @@ def test_places_of_a_rule_within_another_must_be_inactive_for_both():
         return torch.arange(400)[~torch.isin(torch.arange(400), layer.flat)][:count]
 
     layer = view_of(torch.ones(10), (20, 20), range(10))
-    [update] = evolve(Evolution(None, grow=mixed(mine, mine, 0.5)), [layer], [0], 0.4)
+    [update] = propose_updates(Evolution(None, grow=mixed(mine, mine, 0.5)), [layer], [0], 0.4)
     assert update.grown.tolist() == [10, 11, 12, 13]
-    [update] = evolve(
+    [update] = propose_updates(
         Evolution(None, grow=feeding_units(mine)), [view_of(torch.ones(10), (2, 20), range(10))], [0], 0.4
     )
     assert len(update.grown) == 4
     same = positions(30, 31)
     with pytest.raises(ValueError, match="got the active 30 from <lambda> in layer 'layer'"):
-        evolve(Evolution(None, grow=mixed(lambda *_: same, lambda *_: same, 0.5)), [layer], [0], 0.4)
+        propose_updates(Evolution(None, grow=mixed(lambda *_: same, lambda *_: same, 0.5)), [layer], [0], 0.4)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_grown_values_must_be_as_many_numbers_as_grow(values, got):
         return values
 
     algorithm, layer = Evolution(None, grown_values=mine), view_of(torch.ones(10))
-    [update] = evolve(algorithm, [layer], [0], 0.2)
+    [update] = propose_updates(algorithm, [layer], [0], 0.2)
     with pytest.raises(
         ValueError, match=f"^{re.escape(f'grown_values must give 2 floating-point numbers, got {got} ')}"
     ):
@@ -102,7 +102,7 @@ def test_grown_values_of_any_floating_kind_do():
         torch._neg_view(-torch.ones(2)),
     ):
         algorithm = Evolution(None, grown_values=lambda *_, values=values: values)
-        [update] = evolve(algorithm, [layer], [0], 0.2)
+        [update] = propose_updates(algorithm, [layer], [0], 0.2)
         given = checked_grown_values(algorithm, update, layer)
         assert given.tolist() == [1, 1]
         assert not given.requires_grad

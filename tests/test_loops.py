@@ -195,7 +195,7 @@ def test_a_loop_that_never_zeroes_its_gradients_hoards_no_passes():
     for batch in batches(3):
         loss_of(model, batch).backward()
         optimizer.step()
-        assert len(optimizer._self_evolver.recorders["0"].passes) == 1
+        assert len(optimizer._self_evolver.gradients.recorders["0"].passes) == 1
 
 
 def test_groups_with_options_of_their_own_train_as_the_dense_twin_does():

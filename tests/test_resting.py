@@ -209,6 +209,6 @@ def test_a_learning_rate_of_none_trains():
     model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(1))
     optimizer.param_groups[0]["lr"] = 0.1
     del optimizer.param_groups[0]["lr"]
-    assert optimizer._self_evolver._able() == {"0", "2"}
+    assert optimizer._self_evolver.optimizers.able(optimizer._self_evolver.parameters) == {"0", "2"}
     optimizer.param_groups[0]["lr"] = None
-    assert optimizer._self_evolver._able() == {"0", "2"}
+    assert optimizer._self_evolver.optimizers.able(optimizer._self_evolver.parameters) == {"0", "2"}

@@ -6,7 +6,7 @@ import torch
 
 from sparsify import Evolution
 from sparsify.evolution import across_layers, magnitude, per_layer, sparing_units
-from sparsify.evolution.update import evolve
+from sparsify.evolution.update import propose_updates
 
 from .views import Other, emptied, path, positions, refused, view_of  # noqa: F401
 
@@ -59,7 +59,7 @@ def test_scores_of_any_floating_kind_do(change, scope):
     scores = torch.tensor([3.0, 1.0, 4.0, 1.5, 2.0])
     layer = view_of(scores.clone())
     for drop in (lambda layer: change(scores.clone())), sparing_units(lambda layer: change(scores.clone())):
-        [update] = evolve(Evolution(None, drop=drop, scope=scope), [layer], [0], 0.4)
+        [update] = propose_updates(Evolution(None, drop=drop, scope=scope), [layer], [0], 0.4)
         assert update.kept.tolist() == [0, 2, 4]
 
 
@@ -93,7 +93,7 @@ PAIRS = "give a pair (positions, count) for each of 1 layers, got "
 PAIR = "give a pair (positions, count) for each layer, got "
 VECTOR = "give positions as a vector of int64 on cpu, got "
 COUNT = "give a whole number of range(391) as count, got "
-BOOKS = "drop as many as grow and the surplus, 0, got "
+BOOKS = "drop as many as grow and the excess, 0, got "
 HERE = " from mine in layer 'fc'."
 
 
@@ -153,7 +153,7 @@ def test_a_scope_may_give_numbers_of_numpy_and_strided_positions():
     def mine(layers, scores, surplus, fraction):
         return ([torch.tensor([3, 9, 1, 9])[::2], np.int64(2)],)
 
-    [update] = evolve(Evolution(None, scope=mine), [view_of(torch.ones(5))], [0], 0.4)
+    [update] = propose_updates(Evolution(None, scope=mine), [view_of(torch.ones(5))], [0], 0.4)
     assert update.kept.tolist() == [0, 2, 4]
     assert len(update.flat) == 5
 
@@ -164,6 +164,6 @@ def test_a_scope_must_drop_the_surplus(surplus, lost):
         return [(torch.arange(lost), 0)]
 
     with pytest.raises(
-        ValueError, match=f"a scope must drop as many as grow and the surplus, {surplus}, got {lost} more"
+        ValueError, match=f"a scope must drop as many as grow and the excess, {surplus}, got {lost} more"
     ):
-        evolve(Evolution(None, scope=mine), [view_of(torch.ones(8))], [surplus], 0.0)
+        propose_updates(Evolution(None, scope=mine), [view_of(torch.ones(8))], [surplus], 0.0)

@@ -650,7 +650,7 @@ def test_a_call_that_fails_leaves_the_wrapped_optimizer_at_work(monkeypatch):
 def test_an_algorithm_that_is_over_keeps_no_backward_passes():
     model, _ = sparsify(mlp(12, 16, 4), None, 0.3)
     model, first = sparsify(model, sgd(model), evolution=RigL(None))
-    recorders = [weakref.ref(recorder) for recorder in first._self_evolver.recorders.values()]
+    recorders = [weakref.ref(recorder) for recorder in first._self_evolver.gradients.recorders.values()]
     train(model, first, 1)
     model, second = sparsify(model, first, evolution=SET(2))
     train(model, second, 3)

@@ -16,19 +16,19 @@ Choice = tuple[Tensor, int]
 """Positions of the connections that a layer loses, and how many it grows."""
 
 Scope = Callable[[Sequence[LayerView], Sequence[Tensor], Sequence[int], float], Sequence[Choice]]
-"""(layers, scores, surplus of each layer, drop fraction) -> the choice for each layer.
+"""(layers, scores, excess of each layer, drop fraction) -> the choice for each layer.
 
-The surplus is how many connections more than its schedule says a layer has, negative where it has fewer: so many more
+The excess is how many connections a layer has beyond its schedule, negative where it has fewer: so many more
 are dropped than grow. The fraction is of the rest. What `layer.spared` marks never goes; where it leaves fewer than
-surplus and fraction ask for, all the others go, the surplus first."""
+excess and fraction ask for, all the others go, the excess first."""
 
 
 def per_layer(
-    layers: Sequence[LayerView], scores: Sequence[Tensor], surplus: Sequence[int], fraction: float
+    layers: Sequence[LayerView], scores: Sequence[Tensor], excess: Sequence[int], fraction: float
 ) -> list[Choice]:
     """Each layer loses floor(fraction * nnz) of its lowest scores and grows as many."""
     choices = []
-    for layer, score, more in zip(layers, scores, surplus, strict=True):
+    for layer, score, more in zip(layers, scores, excess, strict=True):
         extra = min(max(0, more), layer.droppable)
         grown = min(_share(fraction, len(score) - extra), layer.free, layer.droppable - extra)
         choices.append((lowest_unspared(score, extra + grown, layer.spared), grown))
@@ -36,19 +36,19 @@ def per_layer(
 
 
 def per_sign(
-    layers: Sequence[LayerView], scores: Sequence[Tensor], surplus: Sequence[int], fraction: float
+    layers: Sequence[LayerView], scores: Sequence[Tensor], excess: Sequence[int], fraction: float
 ) -> list[Choice]:
     """Each layer loses the lowest scores among its positive values, and among its negative ones: SET's rule.
 
     Counts are floor(fraction * n) for each sign, and for the exact zeros; together they are the budget. Zeros go first:
     where there are more of them than their own share, each takes the place of a nonzero value, from both signs in
-    proportion. Where fewer places are free, the lowest of these go, whatever their sign; so does the surplus. Among
+    proportion. Where fewer places are free, the lowest of these go, whatever their sign; so does the excess. Among
     equal scores the first positions go first. A sign whose other connections are spared loses fewer.
 
     Source: Mocanu et al. 2018, algorithm 1.
     """
     choices = []
-    for layer, score, more in zip(layers, scores, surplus, strict=True):
+    for layer, score, more in zip(layers, scores, excess, strict=True):
         pruned = lowest_unspared(score, max(0, more), layer.spared)
         if len(pruned):
             rest = torch.ones(len(score), dtype=torch.bool, device=score.device)
@@ -65,7 +65,7 @@ def per_sign(
 
 
 def across_layers(
-    layers: Sequence[LayerView], scores: Sequence[Tensor], surplus: Sequence[int], fraction: float
+    layers: Sequence[LayerView], scores: Sequence[Tensor], excess: Sequence[int], fraction: float
 ) -> list[Choice]:
     """The model loses floor(fraction * nnz) of its lowest scores, wherever they are, and what grows is shared anew.
 
@@ -78,7 +78,7 @@ def across_layers(
     pooled = torch.cat([score.to(home) for score in scores])
     spared = torch.cat([_spared_or_best(*pair).to(home) for pair in zip(layers, scores, strict=True)])
     droppable = len(spared) - int(spared.sum())
-    extra = min(max(0, sum(surplus)), droppable)
+    extra = min(max(0, sum(excess)), droppable)
     grown = min(_share(fraction, len(pooled) - extra), sum(layer.free for layer in layers), droppable - extra)
     gone = torch.zeros_like(spared)
     gone[lowest_unspared(pooled, extra + grown, spared)] = True
@@ -135,15 +135,15 @@ def lowest_of_each_sign(values: Tensor, score: Tensor, fraction: float, spared: 
 
 
 def checked_choices(
-    scope: Scope, layers: Sequence[LayerView], scores: Sequence[Tensor], surplus: Sequence[int], fraction: float
+    scope: Scope, layers: Sequence[LayerView], scores: Sequence[Tensor], excess: Sequence[int], fraction: float
 ) -> list[Choice]:
     """The choices that a scope makes.
 
     Raises:
         ValueError: it drops what is not there, spared or dropped already, grows more than there is room for, or drops
-            another number than grow and the surplus.
+            another number than grow and the excess.
     """
-    choices: object = scope(layers, scores, surplus, fraction)
+    choices: object = scope(layers, scores, excess, fraction)
     if not isinstance(choices, Sequence) or len(choices) != len(layers):
         raise ValueError(
             f"a scope must give a pair (positions, count) for each of {len(layers)} layers, got {described(choices)} "
@@ -151,13 +151,13 @@ def checked_choices(
         )
     checked = [_checked_choice(scope, layer, choice) for layer, choice in zip(layers, choices, strict=True)]
     lost = sum(len(dropped) - grown for dropped, grown in checked)
-    most = sum(max(0, more) for more in surplus)  # layer by layer; where layers share, one may have what another lacks
-    bounds = [(more, layer.droppable, len(layer.flat) - 1) for layer, more in zip(layers, surplus, strict=True)]
-    least = min(max(0, sum(surplus)), sum(max(0, min(bound)) for bound in bounds))
+    most = sum(max(0, more) for more in excess)  # layer by layer; where layers share, one may have what another lacks
+    bounds = [(more, layer.droppable, len(layer.flat) - 1) for layer, more in zip(layers, excess, strict=True)]
+    least = min(max(0, sum(excess)), sum(max(0, min(bound)) for bound in bounds))
     if not least <= lost <= most:
         raise ValueError(
-            f"a scope must drop as many as grow and the surplus, {most}, got {lost} more than grow from "
-            f"{written(scope)}. Fewer of the surplus may go only where the others are spared."
+            f"a scope must drop as many as grow and the excess, {most}, got {lost} more than grow from "
+            f"{written(scope)}. Fewer of the excess may go only where the others are spared."
         )
     return checked
 

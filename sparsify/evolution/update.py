@@ -53,18 +53,18 @@ class Update(NamedTuple):
         return torch.index_select(both, 0, self.origin, out=empty(len(self.origin), *kind))
 
 
-def evolve(
-    algorithm: Evolution, layers: Sequence[LayerView], surplus: Sequence[int], drop_fraction: float
+def propose_updates(
+    algorithm: Evolution, layers: Sequence[LayerView], excess: Sequence[int], drop_fraction: float
 ) -> list[Update]:
     """Drop and grow once.
 
-    As many connections grow as are dropped beyond the surplus, all outside the old topology, so no just-dropped
+    As many connections grow as are dropped beyond the excess, all outside the old topology, so no just-dropped
     connection comes back; where fewer places are free than would be dropped, only as many are dropped as can be grown.
 
     Args:
         algorithm: whose drop rule, scope and growth rule to follow.
         layers: all that evolve together.
-        surplus: how many connections each has more than its schedule says; negative where it has fewer.
+        excess: how many connections each has more than its schedule says; negative where it has fewer.
         drop_fraction: share of the connections to drop, in [0, 1].
     Raises:
         ValueError: a rule broke its contract; nothing was changed.
@@ -74,11 +74,11 @@ def evolve(
         replace(layer, spared=spared_by(algorithm.drop, layer, score))
         for layer, score in zip(layers, scores, strict=True)
     ]
-    choices = checked_choices(algorithm.scope, layers, scores, surplus, drop_fraction)
-    return [replaced(layer, *choice, algorithm.grow) for layer, choice in zip(layers, choices, strict=True)]
+    choices = checked_choices(algorithm.scope, layers, scores, excess, drop_fraction)
+    return [propose_update(layer, *choice, algorithm.grow) for layer, choice in zip(layers, choices, strict=True)]
 
 
-def replaced(layer: LayerView, dropped: Tensor, count: int, grow: GrowthRule) -> Update:
+def propose_update(layer: LayerView, dropped: Tensor, count: int, grow: GrowthRule) -> Update:
     """Without the connections at the positions `dropped`, and with `count` new ones."""
     survives = torch.ones(len(layer.flat), dtype=torch.bool, device=layer.flat.device)
     survives[dropped] = False

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from sparsify.distributed import Ranks
 from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.layer_view import Passes
+from sparsify.evolution.update import Update
 from sparsify.layers.linear import SparseLinear
 from sparsify.topology import fingerprint
+from sparsify.training.explored import Explored
+from sparsify.training.progress import Progress
 
 WRAP = "After sparsify() wrap the model in DistributedDataParallel, and load the same checkpoint on every rank."
 ALONE = "Ranks that train different models: optimizer.process_group = None, or the group of the ranks that train one."
@@ -45,15 +49,55 @@ def tell(ranks: Ranks, own: dict[str, Any], device: torch.device) -> list[dict[s
     return everyone
 
 
-def standing(layers: Mapping[str, SparseLinear], step: int, evolutions: int) -> dict[str, Any]:
-    """Where a rank stands, in short hashes."""
-    return {
+def tell_standing(
+    ranks: Ranks, layers: Mapping[str, SparseLinear], progress: Progress, own: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What each rank says: `own`, and where it stands in short hashes, which must be the same.
+
+    Raises:
+        RuntimeError: on every rank, where they differ.
+    """
+    if ranks.group is None:
+        return [own]
+    where = {
         "sparse layers": {name: (layer.shape, layer.nnz) for name, layer in layers.items()},
-        "step": step,
-        "evolutions": evolutions,
+        "step": progress.step,
+        "evolutions": progress.evolutions,
         "topology": {name: layer.digest for name, layer in layers.items()},
         "values": {name: fingerprint(layer.values) for name, layer in layers.items()},
     }
+    return tell(ranks, {**where, **own}, device_of(layers))
+
+
+def begin_alike(
+    ranks: Ranks, layers: Mapping[str, SparseLinear], progress: Progress, algorithm: Evolution, buffers: dict[str, str]
+) -> None:
+    """Compare what all ranks begin with; before the first step, rank 0's seed is everyone's.
+
+    Args:
+        buffers: layer -> a hash of the optimizer's buffers.
+    Raises:
+        RuntimeError: on every rank, where they differ, or the algorithm changes the number of connections.
+    """
+    if algorithm.surplus is not None:
+        raise count_changes(algorithm)
+    is_new = not progress.step and not progress.evolutions
+    own = {
+        "evolution": comparable(algorithm),
+        "own evolution": repr(algorithm),
+        "optimizer state": buffers,
+        "seed": None if is_new else progress.seed,
+        "own seed": progress.seed,
+    }
+    everyone = tell_standing(ranks, layers, progress, own)
+    if is_new:  # DistributedDataParallel has given every rank the topology of rank 0
+        progress.seed = everyone[0]["own seed"]
+        progress.explored = {name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()}
+
+
+def device_of(layers: Mapping[str, SparseLinear]) -> torch.device:
+    """Where the first of these layers is."""
+    return next(iter(layers.values())).values.device
 
 
 def comparable(rule: object) -> object:
@@ -97,7 +141,36 @@ def count_changes(evolution: Evolution) -> RuntimeError:
     )
 
 
-def no_pass(layer: SparseLinear) -> tuple[Tensor, Tensor]:
+def check_counts_stay(algorithm: Evolution, updates: Iterable[Update]) -> None:
+    """Raise RuntimeError if one of these updates changes the number of a layer's connections."""
+    if any(len(update.flat) != update.old_nnz for update in updates):
+        raise count_changes(algorithm)
+
+
+def agree_who_evolves(
+    ranks: Ranks,
+    layers: Mapping[str, SparseLinear],
+    progress: Progress,
+    ready: set[str],
+    gradients: Mapping[str, tuple[Tensor, Passes]],
+) -> dict[str, tuple[Tensor | None, Passes]]:
+    """The layers that are ready on every rank, with gradient and operands of backward passes where there are any.
+
+    A rank without passes, of a layer where others have some, gets one that adds nothing: all must add up their sums.
+    """
+    recorded = {name for name, (_, passes) in gradients.items() if passes}
+    everyone = tell_standing(ranks, layers, progress, {"ready": ready, "recorded": recorded})
+    ready = set.intersection(*(told["ready"] for told in everyone))
+    elsewhere = set.union(*(told["recorded"] for told in everyone)) - recorded
+    found: dict[str, tuple[Tensor | None, Passes]] = {}
+    for name, layer in layers.items():
+        if name in ready:
+            gradient, passes = gradients.get(name, (None, []))
+            found[name] = gradient, [_no_pass(layer)] if name in elsewhere else passes
+    return found
+
+
+def _no_pass(layer: SparseLinear) -> tuple[Tensor, Tensor]:
     """The operands of a backward pass that adds nothing, for a rank that had none."""
     zeros = layer.values.detach().new_zeros
     return zeros(1, layer.out_features), zeros(1, layer.in_features)

@@ -1,42 +1,33 @@
 """`Evolver`: evolves the layers of one optimizer, step by step; `SparseOptimizer` is its face."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import Collection, Mapping
 from typing import Any
-from weakref import ReferenceType, ref
 
-import torch
-from torch import Tensor
+from torch import nn
 from torch.optim import Optimizer
 
-from sparsify import topology
 from sparsify.distributed import Ranks
 from sparsify.evolution.algorithms import Evolution
-from sparsify.evolution.layer_view import Passes, needs_gradient
-from sparsify.evolution.scopes import across_layers
-from sparsify.evolution.update import Update, checked_grown_values, evolve
-from sparsify.kernels import Recorder
+from sparsify.evolution.layer_view import needs_gradient
 from sparsify.layers import averaging
-from sparsify.layers.averaging import Average
 from sparsify.layers.linear import SparseLinear
-from sparsify.swap import Change, Swap, Swapped, settle
+from sparsify.swap import Swap, settle
 from sparsify.topology import Digest
-from sparsify.training import holders, optimizer_loading, strangers
-from sparsify.training.agreement import comparable, count_changes, no_pass, standing, tell
+from sparsify.training import evolver_state, optimizer_loading
+from sparsify.training.agreement import agree_who_evolves, begin_alike
+from sparsify.training.evolved_layers import NO_TOPOLOGY, EvolvedLayer
+from sparsify.training.evolving import Ready, prepare_evolution
 from sparsify.training.explored import Explored
 from sparsify.training.foreign_writes import ForeignWrites
+from sparsify.training.gradients import Gradients
 from sparsify.training.old_weights import OldWeights, warn_of_old_weights
-from sparsify.training.optimizer_state import GrownState, Kept
+from sparsify.training.optimizer_state import GrownState
 from sparsify.training.parameters import check_held, check_unchanged
 from sparsify.training.progress import Progress, Record
-from sparsify.training.resting import able, with_gradient
-from sparsify.training.rewiring import prepare_update, view
-from sparsify.warning import warn
-
-NO_TOPOLOGY = (0, 0)
-"""The digest of a topology that no layer has."""
+from sparsify.training.replaced_topologies import prepare_afresh, prepare_reset, say_afresh, with_state
+from sparsify.training.resting import with_gradient
+from sparsify.training.stepping_optimizers import SteppingOptimizers
 
 
 class Evolver:
@@ -46,12 +37,10 @@ class Evolver:
         optimizer: holds the `values` of the layers.
         layers, algorithm, grown_state, seed, targets: as `SparseOptimizer` has them.
     Attributes:
-        parameters: the `values` of the layers, which stay the same objects.
+        evolved: the layers by name, and which topologies the optimizer's buffers belong to.
+        gradients: what the evolution that comes next may use of them.
         progress: where evolution stands.
-        topologies: the digests of those that the optimizer's buffers belong to.
-        resets: how often each layer had been reset when its buffers last started afresh for that.
         ranks: the processes that train replicas of the model.
-        recorders: keep the operands of backward passes, where the evolution that comes next needs them.
         loading: whether loading a state dict was begun, and not finished.
         old_weights: dense weights that the layers have replaced.
         foreign: sees to what other code writes into the layers between steps.
@@ -70,25 +59,36 @@ class Evolver:
         targets: Mapping[str, int],
     ) -> None:
         check_held(optimizer, layers)
-        self.optimizer, self.layers, self.algorithm, self.grown_state = optimizer, dict(layers), algorithm, grown_state
-        self.parameters = {name: layer.values for name, layer in layers.items()}
+        self.algorithm, self.grown_state, self.optimizers = algorithm, grown_state, SteppingOptimizers(optimizer)
+        self.evolved = {name: EvolvedLayer.of(name, layer) for name, layer in layers.items()}
+        self.gradients = Gradients(self.evolved)
         self.progress = Progress(
             seed=seed,
             counts={name: (layer.nnz, targets.get(name, layer.nnz)) for name, layer in layers.items()},
             explored={name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()},
             due=algorithm.due(1),
         )
-        self.topologies = {name: layer.digest for name, layer in layers.items()}
-        self.resets = {name: layer.resets for name, layer in layers.items()}
         self.ranks = Ranks()
-        self.recorders: dict[str, Recorder] = {}
         self.loading = False
         self.old_weights: OldWeights = []
         self.is_checked = False
-        self.foreign = ForeignWrites(self.layers)
-        self._around: list[ReferenceType[Any]] = []
+        self.foreign = ForeignWrites(layers)
         self._reached: set[str] = set()
-        self._inner: dict[str, tuple[Tensor, Passes]] | None = None
+
+    @property
+    def optimizer(self) -> Any:
+        """The one that was wrapped."""
+        return self.optimizers.optimizer
+
+    @property
+    def layers(self) -> dict[str, SparseLinear]:
+        """The layers by name."""
+        return {name: each.layer for name, each in self.evolved.items()}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The values of the layers by name."""
+        return {name: each.values for name, each in self.evolved.items()}
 
     def begin_step(self) -> None:
         """Before the optimizer steps: its buffers must belong to the topologies, and all ranks must begin alike."""
@@ -96,23 +96,18 @@ class Evolver:
         if self.old_weights:
             old, self.old_weights = self.old_weights, []
             warn_of_old_weights(old)
-        stale = self.stale()
-        if stale:
-            kept = self.kept()
-            had_any = [name for name in stale if kept.has_any(self.parameters[name])]
-            afresh = chain.from_iterable(kept.afresh(self.parameters[name]) for name in stale)
-            noting = [partial(self._note_topology, name) for name in stale]
-            Swap([*afresh, *noting], [self]).commit()
-            _say_afresh(had_any)
+        if stale := self.stale():
+            kept = self.optimizers.kept()
+            had_any = with_state(stale, kept)
+            Swap(prepare_afresh(stale, kept), [self]).commit()
+            say_afresh(had_any)
         self._reached = self._with_gradient()
 
     def inner_step(self) -> None:
         """An optimizer inside another has stepped: the other may zero the gradients before it is done."""
         self._reached |= self._with_gradient()
         if self.progress.due:
-            self._inner = {
-                name: (gradient.clone(), list(passes)) for name, (gradient, passes) in self._gradients().items()
-            }
+            self.gradients.keep(self.ranks.group is None)
         self.foreign.note()
 
     def end_step(self) -> None:
@@ -121,30 +116,29 @@ class Evolver:
         progress.step += 1
         progress.trained |= self._reached | self._with_gradient()  # a closure has made some in the meantime
         self._reached = set()
-        for recorder in self.recorders.values():
-            recorder.stepped()
+        self.gradients.stepped()
         if not self.is_checked:
-            self.kept().check(self.parameters)
+            self.optimizers.kept().check(self.parameters)
             self.is_checked = True
         due = self.algorithm.due(progress.step + 1) or self._catches_up(progress.step + 1)
         if progress.due:
             self._evolve(self._ready(progress.trained, grows=not self._is_late), due)
-        progress.due, self._inner = due, None
+        progress.due = due
+        self.gradients.end_step()
         self.watch()
         self.foreign.note()
 
     def evolve(self) -> Record:
         """Evolve now, whatever the schedule says."""
         self._prepare()
-        can_train = self._able()
+        can_train = self.optimizers.able(self.parameters)
         ready = self._ready(can_train & (self.progress.trained | self._with_gradient()) or can_train)
         if can_train and not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
-        kept = self.kept()
-        had_any = [name for name in self.stale() if name in ready and kept.has_any(self.parameters[name])]
+        had_any = with_state([each for each in self.stale() if each.name in ready], self.optimizers.kept())
         record = self._evolve(ready)
         self.foreign.note()
-        _say_afresh(had_any)
+        say_afresh(had_any)
         return record
 
     def check_whole(self) -> None:
@@ -154,29 +148,17 @@ class Evolver:
             raise RuntimeError(
                 "optimizer must have a whole state, got one whose loading was interrupted. Load the checkpoint again."
             )
-        if reset := [name for name, layer in self.layers.items() if layer.resets != self.resets[name]]:
-            self._begin_anew(reset)
-
-    def _begin_anew(self, names: Sequence[str]) -> None:
-        """`reset_parameters` was called on these layers: their state starts afresh, and their places are explored."""
-        kept, explored, changes = self.kept(), dict[str, Explored](), list[Change]()
-        for name in names:
-            layer = self.layers[name]
-            explored[name] = copy.copy(self.progress.explored[name])
-            explored[name].add(layer.flat())
-            changes += kept.afresh(self.parameters[name])
-            changes += () if layer.bias is None else kept.afresh(layer.bias)
-            changes += partial(self._note_topology, name), partial(self.resets.__setitem__, name, layer.resets)
-        Swap([*changes, partial(self.progress.explored.update, explored)], [self]).commit()
-        self.ranks.met = False  # they may have drawn different topologies
+        if reset := {name: each for name, each in self.evolved.items() if each.was_reset}:
+            Swap(prepare_reset(reset, self.optimizers.kept(), self.progress), [self]).commit()
+            self.ranks.met = False  # they may have drawn different topologies
 
     def _prepare(self) -> None:
         self.check_whole()
-        for name, layer in self.layers.items():
-            averaging.check(name, layer)
-        self.foreign.check(self.parameters)
+        for name, each in self.evolved.items():
+            averaging.check(name, each.layer)
+        self.foreign.check()
         if not self.ranks.met:
-            self._meet()
+            self._begin_alike()
 
     def successor(
         self,
@@ -188,46 +170,29 @@ class Evolver:
     ) -> "Evolver":
         """What evolves these layers by another algorithm, from its first step on, with the same optimizer and state."""
         new = Evolver(self.optimizer, layers, algorithm, grown_state, seed, targets)
-        before = {layer: name for name, layer in self.layers.items()}
-        for name, layer in layers.items():
-            if layer in before:  # its buffers may belong to another topology than it has
-                new.topologies[name] = self.topologies[before[layer]]
-                new.resets[name] = self.resets[before[layer]]
-        new.ranks, new.old_weights, new._around = copy.deepcopy(self.ranks), [*self.old_weights], [*self._around]
+        before = {each.layer: each for each in self.evolved.values()}
+        for each in new.evolved.values():
+            if (known := before.get(each.layer)) is not None:  # its buffers may belong to another topology than it has
+                each.topology, each.resets = known.topology, known.resets
+        new.ranks, new.old_weights = copy.deepcopy(self.ranks), [*self.old_weights]
+        new.optimizers = self.optimizers.copy()
         return new
-
-    def kept(self) -> Kept:
-        """What the optimizer, and those around it that have been seen, keep now."""
-        return Kept(*self._roots())
-
-    def _roots(self) -> list[Any]:
-        return [self.optimizer, *(each for reference in self._around if (each := reference()) is not None)]
-
-    def notice(self, around: Iterable[object]) -> None:
-        """These optimizers step the one that is evolved: what they keep moves with evolution, too."""
-        known = {id(each) for each in holders.optimizers(*self._roots())}
-        self._around += [ref(each) for each in around if id(each) not in known]
-
-    def _able(self) -> set[str]:
-        """The layers that can train."""
-        return able(holders.optimizers(*self._roots()), self.parameters)
 
     def _with_gradient(self) -> set[str]:
         """Of the layers that have not trained since the last evolution: those that a step trains now."""
         trained = self.progress.trained
-        if len(trained) == len(self.parameters):
+        if len(trained) == len(self.evolved):
             return set()
-        found = with_gradient({name: values for name, values in self.parameters.items() if name not in trained})
-        return found & self._able() if found else found
+        found = with_gradient({name: each.values for name, each in self.evolved.items() if name not in trained})
+        return found & self.optimizers.able(self.parameters) if found else found
 
     def _catches_up(self, step: int) -> bool:
         """Whether layers that did not train while others were pruned are pruned after `step`, later than `until`."""
         if self.algorithm.surplus is None or not self.algorithm.is_late(step):
             return False
-        return sum(map(self._surplus, self._able())) > 0
-
-    def _surplus(self, name: str) -> int:
-        return self.progress.surplus(self.algorithm, name, self.layers[name].nnz)
+        able = self.optimizers.able(self.parameters)
+        excess = (self.progress.excess(self.algorithm, name, self.evolved[name].layer.nnz) for name in able)
+        return sum(excess) > 0
 
     @property
     def _is_late(self) -> bool:
@@ -235,167 +200,60 @@ class Evolver:
         until = self.algorithm.until
         return until is not None and self.progress.step > until
 
-    def _gradients(self) -> dict[str, tuple[Tensor, Passes]]:
-        """The gradient of each layer that has one, with the operands of the backward passes that made it.
-
-        Zeros that no pass has made are what `zero_grad(set_to_none=False)` leaves of a layer without gradient.
-        """
-        if self._inner is not None:
-            return self._inner
-        alone = self.ranks.group is None
-        made = {name: recorder.made(self.parameters[name].grad, alone) for name, recorder in self.recorders.items()}
-        return {
-            name: (p.grad, made.get(name, []))
-            for name, p in self.parameters.items()
-            if p.grad is not None and (name not in made or made[name] or bool(p.grad.any()))
-        }
-
-    def _ready(self, trained: Collection[str], grows: bool = True) -> dict[str, tuple[Tensor | None, Passes]]:
+    def _ready(self, trained: Collection[str], grows: bool = True) -> Ready:
         """The layers that evolve, with gradient and operands of backward passes where there are any.
 
         Of the trained those that still can; where a rule needs gradients, those that a backward pass reached. All of it
         on every rank.
         """
-        algorithm, gradients = self.algorithm, self._gradients()
-        ready = self._able() & set(trained)
+        algorithm, gradients = self.algorithm, self.gradients.made(self.ranks.group is None)
+        ready = self.optimizers.able(self.parameters) & set(trained)
         if needs_gradient(algorithm.drop) or (grows and needs_gradient(algorithm.grow)):
             ready &= gradients.keys()
-        recorded = {name for name, (_, passes) in gradients.items() if passes}
-        everyone = self._tell({"ready": ready, "recorded": recorded})
-        ready = set.intersection(*(told["ready"] for told in everyone))
-        elsewhere = set.union(*(told["recorded"] for told in everyone)) - recorded
-        found: dict[str, tuple[Tensor | None, Passes]] = {}
-        for name, layer in self.layers.items():
-            if name in ready:
-                gradient, passes = gradients.get(name, (None, []))
-                found[name] = gradient, [no_pass(layer)] if name in elsewhere else passes
-        return found
+        return agree_who_evolves(self.ranks, self.layers, self.progress, ready, gradients)
 
-    def _evolve(self, ready: Mapping[str, tuple[Tensor | None, Passes]], due: bool | None = None) -> Record:
-        """Drop and grow: everything is prepared, and then carried out as a whole."""
-        algorithm, progress, ranks = self.algorithm, self.progress, self.ranks
-        check_unchanged(self.layers, self.parameters)
-        layers = {name: self.layers[name] for name in ready}
-        views, surplus, stale = [], [], self.stale()
-        kept = self.kept()
-        kept.check({name: layer.values for name, layer in layers.items() if name not in stale})
-        strangers.look_around(layers)
-        averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
-        for name, layer in layers.items():
-            generator = topology.generator(progress.seed, "evolution", progress.evolutions, name)
-            views.append(view(name, layer, generator, *ready[name], ranks.sum))
-            surplus.append(self._surplus(name))
-        if algorithm.scope is across_layers and surplus:  # what rests may have given connections away
-            surplus[0] -= max(0, sum(surplus) - sum(map(self._surplus, self.layers)))
-        fraction = 0.0 if due is not None and self._is_late else algorithm.fraction(progress.step)
-        updates = dict(zip(layers, evolve(algorithm, views, surplus, fraction), strict=True)) if views else {}
-        grown = {seen.name: checked_grown_values(algorithm, updates[seen.name], seen) for seen in views}
-        if ranks.group is not None:
-            digests = {name: topology.fingerprint(update.flat, grown[name]) for name, update in updates.items()}
-            tell(ranks, {"new topology": digests}, self._device)
-            if any(len(update.flat) != update.old_nnz for update in updates.values()):
-                raise count_changes(algorithm)
-        record, noting = progress.noting(fraction, updates, due)
-        changes = [
-            self.prepare_update(name, update, grown[name], averages[name], name in stale, kept)
-            for name, update in updates.items()
-        ]
-        owners: list[Swapped] = [self, *layers.values(), *chain.from_iterable(averages.values())]
-        following = [] if due is None else [self.watch]
-        Swap([*chain.from_iterable(changes), noting, *following], owners).commit()
-        return record
-
-    def prepare_update(
-        self,
-        name: str,
-        update: Update,
-        grown: Tensor,
-        averages: Sequence[Average],
-        stale: bool,
-        kept: Kept | None = None,
-    ) -> Iterator[Change]:
-        """Prepare to carry out `update` of a layer, with its optimizer state; nothing is changed yet.
+    def _evolve(self, ready: Ready, due: bool | None = None) -> Record:
+        """Drop and grow: everything is prepared, and then carried out as a whole.
 
         Args:
-            stale: whether that state belongs to another topology; then it starts afresh.
-            kept: that state; None looks for it.
+            due: whether evolution comes after the next step; None where the user has asked for this one.
         """
-        layer, kept = self.layers[name], kept or self.kept()
-        yield from prepare_update(layer, update, grown, None if stale else kept, self.grown_state, averages)
-        if stale:
-            yield from kept.afresh(layer.values, update.move(layer.values.detach(), grown.to(layer.values)))
-        yield partial(self._note_topology, name)
-
-    def _note_topology(self, name: str) -> None:
-        self.topologies[name] = self.layers[name].last_digest
-
-    def _meet(self) -> None:
-        """Once before the first step, and once after loading: check the optimizer, and that all ranks begin alike."""
-        ranks, progress = self.ranks, self.progress
+        algorithm, progress = self.algorithm, self.progress
         check_unchanged(self.layers, self.parameters)
-        kept, self.is_checked = self.kept(), False
-        for name, values in self.parameters.items():
-            if not kept.fits(values):
-                self.topologies[name] = NO_TOPOLOGY
-        if ranks.group is not None:
-            if self.algorithm.surplus is not None:
-                raise count_changes(self.algorithm)
-            new = not progress.step and not progress.evolutions
-            everyone = self._tell(
-                {
-                    "evolution": comparable(self.algorithm),
-                    "own evolution": repr(self.algorithm),
-                    "optimizer state": {name: kept.digest(values) for name, values in self.parameters.items()},
-                    "seed": None if new else progress.seed,
-                    "own seed": progress.seed,
-                }
-            )
-            if new:  # DistributedDataParallel has given every rank the topology of rank 0
-                progress.seed = everyone[0]["own seed"]
-                progress.explored = {n: Explored(layer.flat(), layer.shape) for n, layer in self.layers.items()}
-        ranks.met = True
+        fraction = 0.0 if due is not None and self._is_late else algorithm.fraction(progress.step)
+        kept = self.optimizers.kept()
+        updates, changes, owners = prepare_evolution(
+            algorithm, progress, self.ranks, self.evolved, ready, kept, fraction, self.grown_state
+        )
+        record, noting = progress.noting(fraction, updates, due)
+        following = [] if due is None else [self.watch]
+        Swap([*changes, noting, *following], [self, *owners]).commit()
+        return record
 
-    def _tell(self, own: dict[str, Any]) -> list[dict[str, Any]]:
-        """What each rank says: `own`, and where it stands, which must be the same."""
-        if self.ranks.group is None:
-            return [own]
-        where = standing(self.layers, self.progress.step, self.progress.evolutions)
-        return tell(self.ranks, {**where, **own}, self._device)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.layers.values())).values.device
+    def _begin_alike(self) -> None:
+        """Once before the first step, and once after loading: check the optimizer, and that all ranks begin alike."""
+        check_unchanged(self.layers, self.parameters)
+        kept, self.is_checked = self.optimizers.kept(), False
+        for each in self.evolved.values():
+            if not kept.fits(each.values):
+                each.topology = NO_TOPOLOGY
+        if self.ranks.group is not None:
+            buffers = {name: kept.digest(each.values) for name, each in self.evolved.items()}
+            begin_alike(self.ranks, self.layers, self.progress, self.algorithm, buffers)
+        self.ranks.met = True
 
     def watch(self) -> None:
         """Keep the operands of the backward passes, where the evolution that comes next needs them."""
         coming = self.progress.due or self.algorithm.interval is None
-        if not (coming and needs_gradient(self.algorithm.grow)):
-            self.recorders = {}
-        elif not self.recorders:
-            self.recorders = {name: Recorder(layer) for name, layer in self.layers.items()}
+        self.gradients.record(coming and needs_gradient(self.algorithm.grow))
 
     def state_dict(self) -> dict[str, Any]:
         """What evolution needs to resume bit for bit, as plain numbers, lists, dicts and tensors."""
-        return {
-            **self.progress.state_dict(),
-            "schedules": {name: part.state_dict() for name, part in self._stateful()},
-            "topology": dict(self.topologies),
-        }
+        return evolver_state.state_dict(self.algorithm, self.progress, self.evolved)
 
     def check_state_dict(self, state: object) -> None:
         """Raise ValueError unless `load_state_dict` can load `state`."""
-        if not isinstance(state, Mapping):
-            raise ValueError(f'state_dict["sparsify"] must be a dict, got {type(state).__name__}.')
-        own = {"schedules": dict(self._stateful()), "topology": self.layers}
-        for key, expected in own.items():
-            found = state.get(key)
-            if not isinstance(found, Mapping) or set(found) != set(expected):
-                theirs = list(found) if isinstance(found, Mapping) else type(found).__name__
-                raise ValueError(f'state_dict["sparsify"]["{key}"] must be of {sorted(expected)}, got {theirs}.')
-        for name, layer in self.layers.items():
-            topology.check_digest(f'state_dict["sparsify"]["topology"]["{name}"]', state["topology"][name], layer.shape)
-        shapes = {name: layer.shape for name, layer in self.layers.items()}
-        self.progress.check_state_dict(state, shapes)
+        evolver_state.check_state_dict(state, self.algorithm, self.progress, self.evolved)
 
     def load_state_dict(self, state: Mapping[str, Any], wrapped: Any) -> None:
         """Load what `state_dict()` gave, and the wrapped optimizer's state with it.
@@ -407,42 +265,27 @@ class Evolver:
             ValueError: that does not fit, which shows only now where an optimizer has a format of its own.
         """
         settle(self)
-        before = [(part, part.state_dict()) for _, part in self._stateful()]
         topologies: dict[str, Digest] = {name: tuple(of) for name, of in state["topology"].items()}
-        layers = {name: (p, self.topologies[name], topologies[name]) for name, p in self.parameters.items()}
+        layers = {name: (each.values, each.topology, topologies[name]) for name, each in self.evolved.items()}
         self.loading = True
         try:
-            for name, part in self._stateful():
-                part.load_state_dict(state["schedules"][name])
-            optimizer_loading.load(self.optimizer, wrapped, layers, self.kept)
+            with evolver_state.loading_schedules(self.algorithm, state):
+                optimizer_loading.load(self.optimizer, wrapped, layers, self.optimizers.kept)
         except Exception:
-            for part, old in before:
-                part.load_state_dict(old)
             self.loading = False
             raise
         self.progress.load_state_dict(state)
-        self.topologies, self.recorders = topologies, {}
-        self.resets = {name: layer.resets for name, layer in self.layers.items()}
+        for name, each in self.evolved.items():
+            each.topology, each.resets = topologies[name], each.layer.resets
+        self.gradients.record(False)
         self.ranks.met = False
         self.watch()
         self.loading = False
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self)
-        return {**vars(self), "recorders": {}, "swap": None, "_around": [], "_inner": None, "old_weights": []}
+        return {**vars(self), "swap": None, "old_weights": []}
 
-    def _stateful(self) -> list[tuple[str, Any]]:
-        """The rules and schedules that have state of their own, as a user's may; ours have none."""
-        return [(name, part) for name, part in vars(self.algorithm).items() if hasattr(part, "load_state_dict")]
-
-    def stale(self) -> list[str]:
-        """The layers whose topology was replaced under their optimizer state (`load_state_dict`, `trim`)."""
-        return [name for name, layer in self.layers.items() if layer.digest != self.topologies[name]]
-
-
-def _say_afresh(names: Sequence[str]) -> None:
-    if names:
-        warn(
-            f"The topologies of {', '.join(map(repr, names))} are not those that their optimizer state belongs to: it "
-            "starts afresh. To resume training, load model and optimizer from the same checkpoint."
-        )
+    def stale(self) -> list[EvolvedLayer]:
+        """The layers whose topology was replaced under their optimizer state."""
+        return [each for each in self.evolved.values() if each.is_stale]

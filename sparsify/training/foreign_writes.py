@@ -12,7 +12,7 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsify.evolution.update import Update
 from sparsify.kernels.operands import is_direct
@@ -120,28 +120,27 @@ class ForeignWrites:
     """
 
     def __init__(self, layers: Mapping[str, "SparseLinear"]) -> None:
-        self.layers = layers
+        self.layers = dict(layers)
         self._varied = [(name, layer, layer._checked) for name, layer in layers.items() if _varies(layer.values)]
         copies.forget(layers.values())
         self._begin()
 
     def _begin(self) -> None:
         self.has_stepped = False
+        self._values: list[Any] = [layer._parameters.get("values") for layer in self.layers.values()]
         self._seen: list[Seen | None] = [None] * len(self.layers)
         self._samples: Samples | None = None
         self._has_warned = False
         self._reference = ref(self)
         registry.trains(self)
 
-    def check(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def check(self) -> None:
         """Before a step: warn of values that were overwritten with such of other connections.
 
-        Args:
-            parameters: the `values` of the layers.
         Raises:
             ValueError: another parameter stands in a layer.
         """
-        for (name, layer), values in zip(self.layers.items(), parameters.values(), strict=True):
+        for (name, layer), values in zip(self.layers.items(), self._values, strict=True):
             held = layer._parameters.get("values")
             if held is not values and held is not None:
                 check_unchanged({name: layer}, {name: values})

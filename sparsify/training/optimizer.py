@@ -212,20 +212,20 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_follow(new)
 
     def _self_follow(self, evolver: Evolver) -> None:
-        self._self_evolver.recorders = {}
+        self._self_evolver.gradients.record(False)
         self._self_evolver = evolver
         evolver.watch()
 
     def _self_unhook(self) -> None:
         """Let the wrapped optimizer step as it did before it was wrapped."""
         self._self_hooks.close()
-        self._self_evolver.recorders = {}
+        self._self_evolver.gradients.record(False)
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         calls, evolver = self._self_calls, self._self_evolver
         calls.in_vain = not optimizer.state and changes_nothing(optimizer)
         if evolver.progress.due:
-            evolver.notice(optimizers_that_step_this())
+            evolver.optimizers.notice(optimizers_that_step_this())
         evolver.begin_step()
         calls.begin()
 

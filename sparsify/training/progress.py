@@ -53,7 +53,7 @@ class Progress:
     history: list[Record] = field(default_factory=list)
     trained: set[str] = field(default_factory=set)
 
-    def surplus(self, algorithm: Evolution, name: str, nnz: int) -> int:
+    def excess(self, algorithm: Evolution, name: str, nnz: int) -> int:
         """How many connections more than its schedule says a layer has; none where nothing is pruned."""
         return 0 if algorithm.surplus is None else nnz - algorithm.connections(self.step, *self.counts[name])
 

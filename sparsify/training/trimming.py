@@ -11,11 +11,12 @@ from sparsify.evolution.algorithms import check_fraction
 from sparsify.evolution.drop import magnitude
 from sparsify.evolution.growth import uniformly
 from sparsify.evolution.scopes import lowest_of_each_sign
-from sparsify.evolution.update import Update, replaced
+from sparsify.evolution.update import Update, propose_update
 from sparsify.layers import averaging
 from sparsify.layers.linear import SparseLinear
 from sparsify.swap import Change, Swap, Swapped
 from sparsify.training import holders
+from sparsify.training.evolving import prepare_evolved
 from sparsify.training.optimizer import SparseOptimizer
 from sparsify.training.optimizer_state import Kept
 from sparsify.training.rewiring import prepare_update, view
@@ -53,20 +54,18 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Tr
     evolvers = [each._self_evolver for each in given if isinstance(each, SparseOptimizer)]
     for evolver in evolvers:
         evolver.check_whole()
-    evolved = {layer: (evolver, name) for evolver in evolvers for name, layer in evolver.layers.items()}
-    stale = {evolver.layers[name] for evolver in evolvers for name in evolver.stale()}
+    evolved = {each.layer: each for evolver in evolvers for each in evolver.evolved.values()}
     dealt = holders.deal(given, {name: layer.values for name, layer in layers.items()})
     kept = {name: _kept(each) for each, names in zip(given, dealt, strict=True) for name in names}
     changes: list[Change] = []
     owners: list[Swapped] = [*evolvers, *layers.values()]
     for name, layer in layers.items():
         update, averages = _trimmed(name, layer, drop_fraction), averaging.averages(name, layer)
-        if name in kept and layer not in stale:
+        each, nothing = evolved.get(layer), layer.values.detach()[:0]
+        if name in kept and not (each is not None and each.is_stale):
             kept[name].check({name: layer.values})
-        nothing = layer.values.detach()[:0]
-        if layer in evolved:
-            evolver, theirs = evolved[layer]
-            changes += evolver.prepare_update(theirs, update, nothing, averages, layer in stale, kept.get(name))
+        if each is not None:
+            changes += prepare_evolved(each, update, nothing, averages, kept[name])
         else:
             changes += prepare_update(layer, update, nothing, kept.get(name), averages=averages)
         owners += averages
@@ -75,10 +74,10 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Tr
 
 
 def _kept(optimizer: Any) -> Kept:
-    return optimizer._self_evolver.kept() if isinstance(optimizer, SparseOptimizer) else Kept(optimizer)
+    return optimizer._self_evolver.optimizers.kept() if isinstance(optimizer, SparseOptimizer) else Kept(optimizer)
 
 
 def _trimmed(name: str, layer: SparseLinear, drop_fraction: float) -> Update:
     seen = view(name, layer, topology.generator())
     dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
-    return replaced(seen, dropped, 0, uniformly)
+    return propose_update(seen, dropped, 0, uniformly)

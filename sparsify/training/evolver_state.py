@@ -1,0 +1,56 @@
+"""What a checkpoint holds of an evolver, beside the wrapped optimizer's own state."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sparsify import topology
+from sparsify.evolution.algorithms import Evolution
+from sparsify.training.evolved_layers import EvolvedLayer
+from sparsify.training.progress import Progress
+
+
+def state_dict(algorithm: Evolution, progress: Progress, evolved: Mapping[str, EvolvedLayer]) -> dict[str, Any]:
+    """What evolution needs to resume bit for bit, as plain numbers, lists, dicts and tensors."""
+    return {
+        **progress.state_dict(),
+        "schedules": {name: part.state_dict() for name, part in _stateful(algorithm)},
+        "topology": {name: each.topology for name, each in evolved.items()},
+    }
+
+
+def check_state_dict(
+    state: object, algorithm: Evolution, progress: Progress, evolved: Mapping[str, EvolvedLayer]
+) -> None:
+    """Raise ValueError unless `state` can be loaded; nothing is changed."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f'state_dict["sparsify"] must be a dict, got {type(state).__name__}.')
+    own = {"schedules": dict(_stateful(algorithm)), "topology": evolved}
+    for key, expected in own.items():
+        found = state.get(key)
+        if not isinstance(found, Mapping) or set(found) != set(expected):
+            theirs = list(found) if isinstance(found, Mapping) else type(found).__name__
+            raise ValueError(f'state_dict["sparsify"]["{key}"] must be of {sorted(expected)}, got {theirs}.')
+    shapes = {name: each.layer.shape for name, each in evolved.items()}
+    for name, shape in shapes.items():
+        topology.check_digest(f'state_dict["sparsify"]["topology"]["{name}"]', state["topology"][name], shape)
+    progress.check_state_dict(state, shapes)
+
+
+@contextmanager
+def loading_schedules(algorithm: Evolution, state: Mapping[str, Any]) -> Iterator[None]:
+    """Load the state of the user's rules and schedules, and put it back where the block raises an Exception."""
+    before = [(part, part.state_dict()) for _, part in _stateful(algorithm)]
+    try:
+        for name, part in _stateful(algorithm):
+            part.load_state_dict(state["schedules"][name])
+        yield
+    except Exception:
+        for part, old in before:
+            part.load_state_dict(old)
+        raise
+
+
+def _stateful(algorithm: Evolution) -> list[tuple[str, Any]]:
+    """The rules and schedules that have state of their own, as a user's may; ours have none."""
+    return [(name, part) for name, part in vars(algorithm).items() if hasattr(part, "load_state_dict")]
