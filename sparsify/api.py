@@ -20,8 +20,9 @@ from sparsify.layers import model_loading
 from sparsify.layers.initialization import drawn
 from sparsify.layers.linear import SparseLinear
 from sparsify.training import holders
+from sparsify.training.arguments import check_arguments, check_options
 from sparsify.training.old_weights import retire
-from sparsify.training.optimizer import SparseOptimizer, check_arguments, check_options
+from sparsify.training.optimizer import SparseOptimizer
 from sparsify.training.optimizer_state import GrownState, Kept, check_optimizer
 
 
@@ -174,7 +175,7 @@ def _check(optimizer: object, model: nn.Module, evolution: object, grown_state: 
     """Raise unless `optimizer` can train `model`; one that is wrapped already may go on by another algorithm."""
     if isinstance(optimizer, SparseOptimizer):
         check_options(evolution, grown_state, seed)
-        optimizer._self_evolver.check_whole()
+        optimizer._self_evolver.make_whole()
         here, evolved = set(model.modules()), optimizer._self_evolver.layers
         if elsewhere := [name for name, layer in evolved.items() if layer not in here]:
             raise TypeError(

@@ -53,7 +53,7 @@ def add_loose(layer: SparseMatrix, average: LooseAverage, is_same: Callable[[Loo
         layer.was_copied = True
 
 
-def check(name: str, layer: SparseMatrix) -> None:
+def see_to_copies(name: str, layer: SparseMatrix) -> None:
     """See to the copies of `layer` that something else has written to since the last step.
 
     Where a copy that was left behind has the values of `layer` now, an average begins: it takes over the topology too.
@@ -72,7 +72,7 @@ def check(name: str, layer: SparseMatrix) -> None:
 
 
 class Behind:
-    """Sees to a copy that was left behind when it computes something without gradients: see `check`."""
+    """Sees to a copy that was left behind when it computes something without gradients: see `see_to_copies`."""
 
     def __init__(self, layer: SparseMatrix, known: Copy) -> None:
         self._layer, self._known = ref(layer), known

@@ -13,10 +13,9 @@ from sparsify.evolution.layer_view import needs_gradient
 from sparsify.layers import averaging
 from sparsify.layers.linear import SparseLinear
 from sparsify.swap import Swap, settle
-from sparsify.topology import Digest
-from sparsify.training import evolver_state, optimizer_loading
+from sparsify.training import evolver_state, replaced_topologies
 from sparsify.training.agreement import agree_who_evolves, begin_alike
-from sparsify.training.evolved_layers import NO_TOPOLOGY, EvolvedLayer
+from sparsify.training.evolved_layers import EvolvedLayer
 from sparsify.training.evolving import Ready, prepare_evolution
 from sparsify.training.explored import Explored
 from sparsify.training.foreign_writes import ForeignWrites
@@ -25,7 +24,6 @@ from sparsify.training.old_weights import OldWeights, warn_of_old_weights
 from sparsify.training.optimizer_state import GrownState
 from sparsify.training.parameters import check_held, check_unchanged
 from sparsify.training.progress import Progress, Record
-from sparsify.training.replaced_topologies import prepare_afresh, prepare_reset, say_afresh, with_state
 from sparsify.training.resting import with_gradient
 from sparsify.training.stepping_optimizers import SteppingOptimizers
 
@@ -62,23 +60,15 @@ class Evolver:
         self.algorithm, self.grown_state, self.optimizers = algorithm, grown_state, SteppingOptimizers(optimizer)
         self.evolved = {name: EvolvedLayer.of(name, layer) for name, layer in layers.items()}
         self.gradients = Gradients(self.evolved)
-        self.progress = Progress(
-            seed=seed,
-            counts={name: (layer.nnz, targets.get(name, layer.nnz)) for name, layer in layers.items()},
-            explored={name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()},
-            due=algorithm.due(1),
-        )
+        counts = {name: (layer.nnz, targets.get(name, layer.nnz)) for name, layer in layers.items()}
+        explored = {name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()}
+        self.progress = Progress(seed, counts, explored, due=algorithm.due(1))
         self.ranks = Ranks()
         self.loading = False
         self.old_weights: OldWeights = []
         self.is_checked = False
         self.foreign = ForeignWrites(layers)
         self._reached: set[str] = set()
-
-    @property
-    def optimizer(self) -> Any:
-        """The one that was wrapped."""
-        return self.optimizers.optimizer
 
     @property
     def layers(self) -> dict[str, SparseLinear]:
@@ -98,9 +88,8 @@ class Evolver:
             warn_of_old_weights(old)
         if stale := self.stale():
             kept = self.optimizers.kept()
-            had_any = with_state(stale, kept)
-            Swap(prepare_afresh(stale, kept), [self]).commit()
-            say_afresh(had_any)
+            with replaced_topologies.saying_afresh(stale, kept):
+                Swap(replaced_topologies.prepare_afresh(stale, kept), [self]).commit()
         self._reached = self._with_gradient()
 
     def inner_step(self) -> None:
@@ -120,9 +109,9 @@ class Evolver:
         if not self.is_checked:
             self.optimizers.kept().check(self.parameters)
             self.is_checked = True
-        due = self.algorithm.due(progress.step + 1) or self._catches_up(progress.step + 1)
+        due = self.algorithm.due(progress.step + 1) or progress.catches_up(self.algorithm, self._counts_of_able)
         if progress.due:
-            self._evolve(self._ready(progress.trained, grows=not self._is_late), due)
+            self._evolve(self._ready(progress.trained, grows=not progress.is_late(self.algorithm)), due)
         progress.due = due
         self.gradients.end_step()
         self.watch()
@@ -135,13 +124,14 @@ class Evolver:
         ready = self._ready(can_train & (self.progress.trained | self._with_gradient()) or can_train)
         if can_train and not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
-        had_any = with_state([each for each in self.stale() if each.name in ready], self.optimizers.kept())
-        record = self._evolve(ready)
-        self.foreign.note()
-        say_afresh(had_any)
+        with replaced_topologies.saying_afresh(
+            [each for each in self.stale() if each.name in ready], self.optimizers.kept()
+        ):
+            record = self._evolve(ready)
+            self.foreign.note()
         return record
 
-    def check_whole(self) -> None:
+    def make_whole(self) -> None:
         """Raise RuntimeError where an interruption has left something half done; finish what can be finished."""
         settle(self)
         if self.loading:
@@ -149,34 +139,24 @@ class Evolver:
                 "optimizer must have a whole state, got one whose loading was interrupted. Load the checkpoint again."
             )
         if reset := {name: each for name, each in self.evolved.items() if each.was_reset}:
-            Swap(prepare_reset(reset, self.optimizers.kept(), self.progress), [self]).commit()
+            Swap(replaced_topologies.prepare_reset(reset, self.optimizers.kept(), self.progress), [self]).commit()
             self.ranks.met = False  # they may have drawn different topologies
 
     def _prepare(self) -> None:
-        self.check_whole()
+        self.make_whole()
         for name, each in self.evolved.items():
-            averaging.check(name, each.layer)
-        self.foreign.check()
+            averaging.see_to_copies(name, each.layer)
+        self.foreign.look()
         if not self.ranks.met:
             self._begin_alike()
 
-    def successor(
-        self,
-        layers: Mapping[str, SparseLinear],
-        algorithm: Evolution,
-        grown_state: GrownState,
-        seed: int,
-        targets: Mapping[str, int],
-    ) -> "Evolver":
-        """What evolves these layers by another algorithm, from its first step on, with the same optimizer and state."""
-        new = Evolver(self.optimizer, layers, algorithm, grown_state, seed, targets)
-        before = {each.layer: each for each in self.evolved.values()}
-        for each in new.evolved.values():
-            if (known := before.get(each.layer)) is not None:  # its buffers may belong to another topology than it has
-                each.topology, each.resets = known.topology, known.resets
-        new.ranks, new.old_weights = copy.deepcopy(self.ranks), [*self.old_weights]
-        new.optimizers = self.optimizers.copy()
-        return new
+    def take_after(self, other: "Evolver") -> None:
+        """Go on where another evolver of the same optimizer is, but for steps, history and algorithm."""
+        for each in self.evolved.values():  # buffers may belong to other topologies than the layers have
+            known = next((known for known in other.evolved.values() if known.layer is each.layer), each)
+            each.topology, each.resets = known.topology, known.resets
+        self.ranks, self.optimizers = copy.deepcopy(other.ranks), other.optimizers.copy()
+        self.old_weights = [*other.old_weights]
 
     def _with_gradient(self) -> set[str]:
         """Of the layers that have not trained since the last evolution: those that a step trains now."""
@@ -186,26 +166,11 @@ class Evolver:
         found = with_gradient({name: each.values for name, each in self.evolved.items() if name not in trained})
         return found & self.optimizers.able(self.parameters) if found else found
 
-    def _catches_up(self, step: int) -> bool:
-        """Whether layers that did not train while others were pruned are pruned after `step`, later than `until`."""
-        if self.algorithm.surplus is None or not self.algorithm.is_late(step):
-            return False
-        able = self.optimizers.able(self.parameters)
-        excess = (self.progress.excess(self.algorithm, name, self.evolved[name].layer.nnz) for name in able)
-        return sum(excess) > 0
-
-    @property
-    def _is_late(self) -> bool:
-        """Whether evolution is over by the schedule: what still comes only prunes."""
-        until = self.algorithm.until
-        return until is not None and self.progress.step > until
+    def _counts_of_able(self) -> dict[str, int]:
+        return {name: self.evolved[name].layer.nnz for name in self.optimizers.able(self.parameters)}
 
     def _ready(self, trained: Collection[str], grows: bool = True) -> Ready:
-        """The layers that evolve, with gradient and operands of backward passes where there are any.
-
-        Of the trained those that still can; where a rule needs gradients, those that a backward pass reached. All of it
-        on every rank.
-        """
+        """Of the `trained` layers those that can train, and have a gradient where a rule needs it; on all ranks."""
         algorithm, gradients = self.algorithm, self.gradients.made(self.ranks.group is None)
         ready = self.optimizers.able(self.parameters) & set(trained)
         if needs_gradient(algorithm.drop) or (grows and needs_gradient(algorithm.grow)):
@@ -220,7 +185,7 @@ class Evolver:
         """
         algorithm, progress = self.algorithm, self.progress
         check_unchanged(self.layers, self.parameters)
-        fraction = 0.0 if due is not None and self._is_late else algorithm.fraction(progress.step)
+        fraction = 0.0 if due is not None and progress.is_late(algorithm) else algorithm.fraction(progress.step)
         kept = self.optimizers.kept()
         updates, changes, owners = prepare_evolution(
             algorithm, progress, self.ranks, self.evolved, ready, kept, fraction, self.grown_state
@@ -234,9 +199,7 @@ class Evolver:
         """Once before the first step, and once after loading: check the optimizer, and that all ranks begin alike."""
         check_unchanged(self.layers, self.parameters)
         kept, self.is_checked = self.optimizers.kept(), False
-        for each in self.evolved.values():
-            if not kept.fits(each.values):
-                each.topology = NO_TOPOLOGY
+        replaced_topologies.distrust_what_does_not_fit(self.evolved.values(), kept)
         if self.ranks.group is not None:
             buffers = {name: kept.digest(each.values) for name, each in self.evolved.items()}
             begin_alike(self.ranks, self.layers, self.progress, self.algorithm, buffers)
@@ -265,18 +228,12 @@ class Evolver:
             ValueError: that does not fit, which shows only now where an optimizer has a format of its own.
         """
         settle(self)
-        topologies: dict[str, Digest] = {name: tuple(of) for name, of in state["topology"].items()}
-        layers = {name: (each.values, each.topology, topologies[name]) for name, each in self.evolved.items()}
         self.loading = True
         try:
-            with evolver_state.loading_schedules(self.algorithm, state):
-                optimizer_loading.load(self.optimizer, wrapped, layers, self.optimizers.kept)
+            evolver_state.load(state, wrapped, self.algorithm, self.progress, self.evolved, self.optimizers)
         except Exception:
             self.loading = False
             raise
-        self.progress.load_state_dict(state)
-        for name, each in self.evolved.items():
-            each.topology, each.resets = topologies[name], each.layer.resets
         self.gradients.record(False)
         self.ranks.met = False
         self.watch()

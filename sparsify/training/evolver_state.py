@@ -1,13 +1,15 @@
 """What a checkpoint holds of an evolver, beside the wrapped optimizer's own state."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from sparsify import topology
 from sparsify.evolution.algorithms import Evolution
+from sparsify.topology import Digest
+from sparsify.training import optimizer_loading
 from sparsify.training.evolved_layers import EvolvedLayer
 from sparsify.training.progress import Progress
+from sparsify.training.stepping_optimizers import SteppingOptimizers
 
 
 def state_dict(algorithm: Evolution, progress: Progress, evolved: Mapping[str, EvolvedLayer]) -> dict[str, Any]:
@@ -37,18 +39,37 @@ def check_state_dict(
     progress.check_state_dict(state, shapes)
 
 
-@contextmanager
-def loading_schedules(algorithm: Evolution, state: Mapping[str, Any]) -> Iterator[None]:
-    """Load the state of the user's rules and schedules, and put it back where the block raises an Exception."""
+def load(
+    state: Mapping[str, Any],
+    wrapped: Any,
+    algorithm: Evolution,
+    progress: Progress,
+    evolved: Mapping[str, EvolvedLayer],
+    optimizers: SteppingOptimizers,
+) -> None:
+    """Load what `state_dict` gave, and the wrapped optimizer's state with it.
+
+    Args:
+        state: checked.
+        wrapped: the wrapped optimizer's state dict.
+    Raises:
+        ValueError: that does not fit, which shows only now where an optimizer has a format of its own. Nothing is
+            changed.
+    """
     before = [(part, part.state_dict()) for _, part in _stateful(algorithm)]
+    topologies: dict[str, Digest] = {name: tuple(of) for name, of in state["topology"].items()}
+    layers = {name: (each.values, each.topology, topologies[name]) for name, each in evolved.items()}
     try:
         for name, part in _stateful(algorithm):
             part.load_state_dict(state["schedules"][name])
-        yield
+        optimizer_loading.load(optimizers.optimizer, wrapped, layers, optimizers.kept)
     except Exception:
         for part, old in before:
             part.load_state_dict(old)
         raise
+    progress.load_state_dict(state)
+    for name, each in evolved.items():
+        each.topology, each.resets = topologies[name], each.layer.resets
 
 
 def _stateful(algorithm: Evolution) -> list[tuple[str, Any]]:

@@ -134,7 +134,7 @@ class ForeignWrites:
         self._reference = ref(self)
         registry.trains(self)
 
-    def check(self) -> None:
+    def look(self) -> None:
         """Before a step: warn of values that were overwritten with such of other connections.
 
         Raises:

@@ -15,23 +15,19 @@ from sparsify.distributed import Ranks
 from sparsify.evolution.algorithms import Evolution
 from sparsify.layers.linear import SparseLinear
 from sparsify.training import holders, optimizer_loading, optimizer_state
+from sparsify.training.arguments import check_arguments
 from sparsify.training.evolver import Evolver
 from sparsify.training.optimizer_state import GrownState
 from sparsify.training.progress import Record
 from sparsify.training.steps import (
-    HOOKS,
     Calls,
     changes_nothing,
-    is_of_a_trainer,
     optimizers_that_step_this,
     tells_of_steps,
 )
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-KEY = "sparsify"
-"""Of what evolution needs, in an optimizer's state dict."""
 
 
 class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -72,7 +68,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_wrap(Evolver(optimizer, layers, evolution, grown_state, seed, targets or {}))
 
     def _self_wrap(self, evolver: Evolver) -> None:
-        optimizer = evolver.optimizer
+        optimizer = evolver.optimizers.optimizer
         super().__init__(optimizer)
         self._self_evolver = evolver
         self._self_calls = Calls()
@@ -166,12 +162,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
 
         The latter stands in the first param group too, because torch.distributed.checkpoint keeps nothing else.
         """
-        self._self_evolver.check_whole()
-        state, own = self.__wrapped__.state_dict(), self._self_evolver.state_dict()
-        if optimizer_loading.is_standard(self.__wrapped__):
-            first, *others = state["param_groups"]
-            state = {**state, "param_groups": [{**first, KEY: own}, *others]}
-        return {**state, KEY: own}
+        self._self_evolver.make_whole()
+        return optimizer_loading.joined(self.__wrapped__, self._self_evolver.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave; the model's own state dict may be loaded before or after.
@@ -179,21 +171,12 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         Raises:
             ValueError: it is not a SparseOptimizer's, or of other layers, or corrupt; nothing is changed.
         """
-        if not isinstance(state_dict, Mapping):
-            raise ValueError(f"state_dict must be a dict, got {type(state_dict).__name__}.")
-        groups = state_dict.get("param_groups")
-        groups = groups if isinstance(groups, (list, tuple)) else []
-        kept = [group[KEY] for group in groups if isinstance(group, Mapping) and KEY in group]
-        own = state_dict.get(KEY, *kept[:1])
-        if own is None:
-            raise ValueError(f'state_dict must hold "{KEY}", as a SparseOptimizer\'s does, got {list(state_dict)}.')
         evolver, optimizer = self._self_evolver, self.__wrapped__
+        own, plain = optimizer_loading.split(state_dict)
         evolver.check_state_dict(own)
-        lengths = {values: own["topology"][name][0] for name, values in evolver.parameters.items()}
-        plain = {key: value for key, value in state_dict.items() if key != KEY}
         if optimizer_loading.is_standard(optimizer):
-            optimizer_loading.check_state_dict(optimizer, lengths, state_dict)
-            plain["param_groups"] = [{key: option for key, option in group.items() if key != KEY} for group in groups]
+            lengths = {values: own["topology"][name][0] for name, values in evolver.parameters.items()}
+            optimizer_loading.check_state_dict(optimizer, lengths, plain)
         evolver.load_state_dict(own, plain)
 
     def _self_go_on(
@@ -206,8 +189,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         undo: ExitStack,
     ) -> None:
         """Evolve these layers by another algorithm: schedulers and trainers hold this object, and go on with it."""
-        old = self._self_evolver
-        new = old.successor(layers, evolution, grown_state, seed, targets)
+        old, new = self._self_evolver, Evolver(self.__wrapped__, layers, evolution, grown_state, seed, targets)
+        new.take_after(old)
         undo.callback(self._self_follow, old)
         self._self_follow(new)
 
@@ -252,44 +235,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         return f"{self.__wrapped__!r}\n{self.evolution!r} of {len(self._self_evolver.layers)} sparse layers"
 
 
-def check_arguments(optimizer: object, evolution: object, grown_state: object, seed: object) -> None:
-    """Raise unless these can make a SparseOptimizer."""
-    if isinstance(optimizer, SparseOptimizer):
-        raise TypeError("optimizer must not be wrapped already, got a SparseOptimizer. Pass the original optimizer.")
-    inside = holders.optimizers(optimizer)
-    if not isinstance(optimizer, Optimizer) and len(inside) < 2:
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
-    if is_of_a_trainer(optimizer):
-        raise TypeError(
-            f"optimizer must be the original one, got {type(optimizer).__name__}, a trainer's. Call sparsify() before "
-            "the trainer wraps it."
-        )
-    for each in inside:
-        hooks = getattr(each, HOOKS, {})
-        if isinstance(each, SparseOptimizer) or any(hasattr(hook, "of_sparsify") for hook in hooks.values()):
-            raise TypeError(
-                "optimizer must not be wrapped already, got one that sparsify() wrapped. Use what it returned."
-            )
-    if not any(map(tells_of_steps, inside)):
-        raise TypeError(
-            f"optimizer must tell of its steps, got {type(optimizer).__name__}, which calls no step hooks, and "
-            "holds no torch.optim.Optimizer that does. Call Optimizer.__init__ in its constructor."
-        )
-    check_options(evolution, grown_state, seed)
-
-
-def check_options(evolution: object, grown_state: object, seed: object) -> None:
-    """Raise unless these are options of a SparseOptimizer."""
-    if not isinstance(evolution, Evolution):
-        raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
-    if grown_state not in ("zero", "mean"):
-        raise ValueError(f'grown_state must be "zero" or "mean", got {grown_state!r}.')
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise TypeError(f"seed must be an int or None, got {seed!r}.")
-
-
 def _rebuild(evolver: Evolver) -> SparseOptimizer:
-    optimizer = evolver.optimizer
+    optimizer = evolver.optimizers.optimizer
     if isinstance(optimizer, LBFGS):  # torch leaves these out when it copies or pickles an LBFGS
         optimizer._params = optimizer.param_groups[0]["params"]
         optimizer._numel_cache = None

@@ -15,6 +15,44 @@ from sparsify.training import holders
 from sparsify.training.holders import Buffer
 from sparsify.training.optimizer_state import Kept
 
+KEY = "sparsify"
+"""Of what evolution needs, in an optimizer's state dict."""
+
+
+def joined(optimizer: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """The state dict of `optimizer` with what evolution needs under "sparsify".
+
+    It stands in the first param group too, because torch.distributed.checkpoint keeps nothing else.
+    """
+    state = optimizer.state_dict()
+    if is_standard(optimizer):
+        first, *others = state["param_groups"]
+        state = {**state, "param_groups": [{**first, KEY: own}, *others]}
+    return {**state, KEY: own}
+
+
+def split(state_dict: object) -> tuple[Any, dict[str, Any]]:
+    """What evolution needs of a state dict that was `joined`, and the optimizer's own state dict.
+
+    Raises:
+        ValueError: it is no dict, or holds nothing for evolution.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict must be a dict, got {type(state_dict).__name__}.")
+    groups = state_dict.get("param_groups")
+    listed = groups if isinstance(groups, (list, tuple)) else []
+    kept = [group[KEY] for group in listed if isinstance(group, Mapping) and KEY in group]
+    own = state_dict.get(KEY, *kept[:1])
+    if own is None:
+        raise ValueError(f'state_dict must hold "{KEY}", as a SparseOptimizer\'s does, got {list(state_dict)}.')
+    plain = {key: value for key, value in state_dict.items() if key != KEY}
+    if kept:
+        plain["param_groups"] = [
+            {key: option for key, option in group.items() if key != KEY} if isinstance(group, Mapping) else group
+            for group in listed
+        ]
+    return own, plain
+
 
 def is_standard(optimizer: Any) -> bool:
     """Whether its state dict is made as torch's are, and can be checked before it is loaded."""

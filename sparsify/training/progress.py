@@ -1,7 +1,7 @@
 """Where evolution stands: what a checkpoint must hold beside topologies and buffers."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, NamedTuple
@@ -56,6 +56,20 @@ class Progress:
     def excess(self, algorithm: Evolution, name: str, nnz: int) -> int:
         """How many connections more than its schedule says a layer has; none where nothing is pruned."""
         return 0 if algorithm.surplus is None else nnz - algorithm.connections(self.step, *self.counts[name])
+
+    def is_late(self, algorithm: Evolution) -> bool:
+        """Whether evolution is over by the schedule: what still comes only prunes."""
+        return algorithm.until is not None and self.step > algorithm.until
+
+    def catches_up(self, algorithm: Evolution, counts: Callable[[], Mapping[str, int]]) -> bool:
+        """Whether layers that did not train while others were pruned are pruned after the next step, late.
+
+        Args:
+            counts: gives the connections of each layer that can train.
+        """
+        if algorithm.surplus is None or not algorithm.is_late(self.step + 1):
+            return False
+        return sum(self.excess(algorithm, name, nnz) for name, nnz in counts().items()) > 0
 
     def noting(
         self, drop_fraction: float, updates: Mapping[str, Update], due: bool | None = None

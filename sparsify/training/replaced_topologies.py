@@ -1,21 +1,24 @@
 """What happens to optimizer state where a topology was replaced under it, by loading, `trim` or `reset_parameters`."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 
 from sparsify.swap import Change
-from sparsify.training.evolved_layers import EvolvedLayer
+from sparsify.training.evolved_layers import NO_TOPOLOGY, EvolvedLayer
 from sparsify.training.explored import Explored
 from sparsify.training.optimizer_state import Kept
 from sparsify.training.progress import Progress
 from sparsify.warning import warn
 
 
-def with_state(stale: Sequence[EvolvedLayer], kept: Kept) -> list[EvolvedLayer]:
-    """Those of these layers that have optimizer state."""
-    return [each for each in stale if kept.has_any(each.values)]
+def distrust_what_does_not_fit(evolved: Iterable[EvolvedLayer], kept: Kept) -> None:
+    """Buffers of another length than the values belong to no topology that is here."""
+    for each in evolved:
+        if not kept.fits(each.values):
+            each.topology = NO_TOPOLOGY
 
 
 def prepare_afresh(stale: Sequence[EvolvedLayer], kept: Kept) -> list[Change]:
@@ -36,10 +39,13 @@ def prepare_reset(reset: Mapping[str, EvolvedLayer], kept: Kept, progress: Progr
     return [*changes, partial(progress.explored.update, explored)]
 
 
-def say_afresh(layers: Sequence[EvolvedLayer]) -> None:
-    """Warn that the optimizer state of these layers starts afresh."""
-    if layers:
+@contextmanager
+def saying_afresh(stale: Sequence[EvolvedLayer], kept: Kept) -> Iterator[None]:
+    """After the block, in which the state of these layers starts afresh, warn of those that had some."""
+    had_any = [repr(each.name) for each in stale if kept.has_any(each.values)]
+    yield
+    if had_any:
         warn(
-            f"The topologies of {', '.join(repr(each.name) for each in layers)} are not those that their optimizer "
-            "state belongs to: it starts afresh. To resume training, load model and optimizer from the same checkpoint."
+            f"The topologies of {', '.join(had_any)} are not those that their optimizer state belongs to: it starts "
+            "afresh. To resume training, load model and optimizer from the same checkpoint."
         )

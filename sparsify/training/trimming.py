@@ -53,7 +53,7 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Tr
         raise ValueError("model must hold a SparseLinear, got none. Make it sparse first: sparsify(model, ...).")
     evolvers = [each._self_evolver for each in given if isinstance(each, SparseOptimizer)]
     for evolver in evolvers:
-        evolver.check_whole()
+        evolver.make_whole()
     evolved = {each.layer: each for evolver in evolvers for each in evolver.evolved.values()}
     dealt = holders.deal(given, {name: layer.values for name, layer in layers.items()})
     kept = {name: _kept(each) for each, names in zip(given, dealt, strict=True) for name in names}
