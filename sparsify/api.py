@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsify import topology
+from sparsify import vectors
 from sparsify.conversion import meta_device, replacement, starts, transfer
 from sparsify.conversion.beginning import begin
 from sparsify.conversion.decision import Density
@@ -140,7 +140,7 @@ def sparsify(
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
     for name, connections in first.items():
-        layers[name] = _layer(candidates[name], connections, start, topology.generator(seed, "start", name))
+        layers[name] = _layer(candidates[name], connections, start, vectors.generator(seed, "start", name))
     replaced, pieces = replacement.assemble(candidates, layers)
     old = {module: name for name, module in model.named_modules() if module in replaced}
     layers |= existing

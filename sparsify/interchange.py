@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from sparsify import kernels, topology
 from sparsify.kernels.aten import csr_tensor
+from sparsify.layers.adoption import adopt
 from sparsify.layers.attention import SparseMultiheadAttention
-from sparsify.layers.linear import SparseLinear, adopt
+from sparsify.layers.linear import SparseLinear
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -7,6 +7,15 @@ deprecated.
 import warnings
 from threading import Lock
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from sparsify import topology
+from sparsify.topology import Indices, Shape
+
+if TYPE_CHECKING:
+    from torch_sparse import SparseTensor
 
 _lock = Lock()
 _module: ModuleType | None = None
@@ -26,3 +35,23 @@ def _import() -> None:
         import torch_sparse
 
         _module = torch_sparse
+
+
+def sparse_tensor(values: Tensor, indices: Indices, shape: Shape) -> "SparseTensor":
+    """The matrix of these values as a `torch_sparse.SparseTensor`, attached to autograd."""
+    sparse = torch_sparse()
+    storage = sparse.SparseStorage(
+        row=topology.rows(indices.crow, len(values)),
+        rowptr=indices.crow.long(),
+        col=indices.col.long(),
+        value=values,
+        sparse_sizes=shape,
+        rowcount=None,
+        colptr=indices.ccol.long(),
+        colcount=None,
+        csr2csc=indices.csc_order.long(),
+        csc2csr=None,
+        is_sorted=True,
+        trust_data=True,
+    )
+    return sparse.SparseTensor.from_storage(storage)

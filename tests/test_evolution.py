@@ -36,7 +36,7 @@ from sparsify.evolution import (
     uniformly,
 )
 from sparsify.evolution.update import propose_updates
-from sparsify.topology import generator, sample
+from sparsify.vectors import generator, sample
 
 from .conftest import mlp
 from .views import view_of

@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from sparsify import SparseLinear, kernels, topology
+from sparsify import SparseLinear, kernels, topology, vectors
 from sparsify.native import library
 
 needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
@@ -150,7 +150,7 @@ def test_topologies_that_are_none_are_refused_alike(compiled, monkeypatch):
 
 
 def test_digests_tell_topologies_apart_and_are_the_same_with_and_without_a_compiler(monkeypatch):
-    flats = [topology.sample(10_000, count, topology.generator(count)) for count in range(0, 2000, 97)]
+    flats = [vectors.sample(10_000, count, vectors.generator(count)) for count in range(0, 2000, 97)]
     flats += [flats[-1].clone().add_(1), torch.tensor([1, 7, 19]), torch.tensor([1, 8, 19])]
     found = [topology.digest(flat) for flat in flats]
     assert len(set(found)) == len(flats)

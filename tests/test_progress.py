@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsify import SET
-from sparsify.topology import generator, sample
 from sparsify.training.explored import PADDING, SIZE, Explored
 from sparsify.training.progress import Progress, Record
+from sparsify.vectors import generator, sample
 
 from .conftest import assert_same
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sparsify import SET, sparsify
-from sparsify.topology import generator, mixed, sample
 from sparsify.training.explored import PADDING, SIZE, Explored
+from sparsify.vectors import generator, mixed, sample
 
 from .conftest import mlp
 

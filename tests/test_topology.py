@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify import topology
+from sparsify import topology, vectors
 from sparsify.native import library
-from sparsify.topology import generator, lowest, sample, sample_outside
+from sparsify.vectors import generator, lowest, sample, sample_outside
 from tests.conftest import assert_same
 
 
@@ -67,10 +67,10 @@ def test_sample_outside_can_fill_the_last_place():
 
 def test_merge_of_survivors_and_grown():
     flat, survives, grown = torch.tensor([1, 4, 9]), torch.tensor([True, False, True]), torch.tensor([0, 5, 11])
-    merged, origin = topology.merge(flat, survives, grown)
+    merged, origin = vectors.merge(flat, survives, grown)
     assert merged.tolist() == [0, 1, 5, 9, 11]
     assert origin.tolist() == [3, 0, 4, 2, 5]
-    merged, origin = topology.merge(flat, survives, grown[:0])
+    merged, origin = vectors.merge(flat, survives, grown[:0])
     assert (merged.tolist(), origin.tolist()) == ([1, 9], [0, 2])
 
 
@@ -83,7 +83,7 @@ def test_compiled_and_plain_functions_agree(outs, ins, seed, dtype):
         free = outs * ins - len(flat)
         grown = sample_outside(flat, outs * ins, free // 2, generator(rank_seed))
         weakest = [lowest(scores.to(dtype), len(flat) // 3) for dtype in (torch.float32, torch.float64)]
-        return [*indices, again, grown, *topology.merge(flat, survives, grown), *weakest]
+        return [*indices, again, grown, *vectors.merge(flat, survives, grown), *weakest]
 
     random = generator(seed)
     flat = sample(outs * ins, int(torch.randint(outs * ins + 1, (), generator=random)), random)
@@ -141,19 +141,19 @@ def test_check_csr_refuses_floats_and_accepts_int32():
 def test_fingerprint_tells_topologies_apart():
     one = topology.index(torch.tensor([1, 3, 8]), (3, 4))[:2]
     other = topology.index(torch.tensor([1, 3, 9]), (3, 4))[:2]
-    assert topology.fingerprint(*one) == topology.fingerprint(*(index.clone() for index in one))
-    assert topology.fingerprint(*one) != topology.fingerprint(*other)
+    assert vectors.fingerprint(*one) == vectors.fingerprint(*(index.clone() for index in one))
+    assert vectors.fingerprint(*one) != vectors.fingerprint(*other)
 
 
 def test_a_fingerprint_sees_every_bit():
     tensor = torch.tensor([1.0, 0.0])
-    assert topology.fingerprint(tensor) == topology.fingerprint(tensor.clone())
-    assert topology.fingerprint(tensor) != topology.fingerprint(torch.tensor([1.0, -0.0]))
-    assert topology.fingerprint(tensor, tensor) != topology.fingerprint(tensor)
+    assert vectors.fingerprint(tensor) == vectors.fingerprint(tensor.clone())
+    assert vectors.fingerprint(tensor) != vectors.fingerprint(torch.tensor([1.0, -0.0]))
+    assert vectors.fingerprint(tensor, tensor) != vectors.fingerprint(tensor)
     half = tensor.bfloat16()
-    assert topology.fingerprint(half) == topology.fingerprint(half[:, None].t()[0])
+    assert vectors.fingerprint(half) == vectors.fingerprint(half[:, None].t()[0])
     index = torch.arange(5)
-    assert topology.fingerprint(index) == topology.fingerprint(index.int())
+    assert vectors.fingerprint(index) == vectors.fingerprint(index.int())
 
 
 @pytest.mark.parametrize(
@@ -184,5 +184,5 @@ def test_lowest_refuses_more_than_there_are(dtype, path, monkeypatch):
 def test_strided_vectors_merge_like_contiguous_ones():
     flat, survives, grown = torch.tensor([1, 4, 9]), torch.tensor([True, False, True]), torch.tensor([0, 5, 11])
     strided = [vector.repeat_interleave(2)[::2] for vector in (flat, survives, grown)]
-    assert_same(topology.merge(*strided), topology.merge(flat, survives, grown))
-    assert topology.places_of_ranks(strided[0], strided[2]).tolist() == [0, 7, 14]
+    assert_same(vectors.merge(*strided), vectors.merge(flat, survives, grown))
+    assert vectors.places_of_ranks(strided[0], strided[2]).tolist() == [0, 7, 14]

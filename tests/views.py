@@ -8,7 +8,7 @@ import torch
 from sparsify import Evolution, SparseLinear, SparseOptimizer
 from sparsify.evolution.layer_view import LayerView
 from sparsify.native import library
-from sparsify.topology import generator, sample
+from sparsify.vectors import generator, sample
 
 
 def view_of(values, shape=None, flat=None, gradient=None, passes=(), seed=0):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from sparsify.layers.linear import adopt
+from sparsify.layers.adoption import adopt
 
 EVERYTHING = slice(None)
 

@@ -10,7 +10,8 @@ from sparsify.conversion import eligibility
 from sparsify.conversion.linear_maps import Candidate
 from sparsify.layers import checkpoint
 from sparsify.layers.linear import SparseLinear
-from sparsify.topology import Shape, positions
+from sparsify.topology import Shape
+from sparsify.vectors import positions
 
 Start = Literal["random", "magnitude", "nonzero"] | Mapping[str, Any] | nn.Module
 """Where a sparse model's topologies and values come from."""

@@ -1,7 +1,8 @@
 """Evolution: algorithms, the rules and schedules they are made of, and the pure core."""
 
-from sparsify.evolution.algorithms import GMP, SET, Evolution, GraNet, RigL, Static
+from sparsify.evolution.algorithms import GMP, SET, GraNet, RigL, Static
 from sparsify.evolution.drop import magnitude, saliency, sparing_units
+from sparsify.evolution.evolution import Evolution
 from sparsify.evolution.growth import by_gradient, by_gradient_among, feeding_units, mixed, uniformly
 from sparsify.evolution.layer_view import LayerView, needing_gradient
 from sparsify.evolution.schedules import coin, constant, cosine, cubic, linear

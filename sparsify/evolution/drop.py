@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsify.checks import check_callable, described, is_plain_vector
 from sparsify.evolution.layer_view import LayerView, needing_gradient, needs_gradient
-from sparsify.topology import positions
+from sparsify.vectors import positions
 from sparsify.written import as_typed, written
 
 DropRule = Callable[[LayerView], Tensor]

@@ -9,7 +9,8 @@ from torch import Tensor
 from sparsify import kernels
 from sparsify.checks import check_callable, check_count, check_share, described, is_plain_vector
 from sparsify.evolution.layer_view import LayerView, needing_gradient, needs_gradient
-from sparsify.topology import common, index, lowest, merge, places_of_ranks, positions, sample, sample_outside
+from sparsify.topology import index
+from sparsify.vectors import common, lowest, merge, places_of_ranks, positions, sample, sample_outside
 from sparsify.written import as_typed, written
 
 GrowthRule = Callable[[LayerView, int], Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsify.checks import described, is_plain_vector
 from sparsify.evolution.layer_view import LayerView
-from sparsify.topology import lowest, positions
+from sparsify.vectors import lowest, positions
 from sparsify.written import written
 
 Choice = tuple[Tensor, int]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sparsify.checks import described, is_plain_vector
-from sparsify.evolution.algorithms import Evolution
 from sparsify.evolution.drop import checked_scores, spared_by
+from sparsify.evolution.evolution import Evolution
 from sparsify.evolution.growth import GrowthRule, checked_places
 from sparsify.evolution.layer_view import LayerView
 from sparsify.evolution.scopes import checked_choices
-from sparsify.topology import empty, merge
+from sparsify.vectors import empty, merge
 from sparsify.written import written
 
 

@@ -11,7 +11,8 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from sparsify.kernels.operands import is_traced
-from sparsify.layers.linear import SparseLinear, adopt
+from sparsify.layers.adoption import adopt
+from sparsify.layers.linear import SparseLinear
 from sparsify.layers.tracing import as_leaf
 from sparsify.swap import Swap
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify import topology
+from sparsify import topology, vectors
 from sparsify.topology import Shape
 
 SPARSE = ("values", "crow", "col")
@@ -50,7 +50,7 @@ def topology_of(state_dict: Mapping[str, Any], prefix: str, shape: Shape) -> Ten
     """
     values, crow, col = (state_dict[prefix + name] for name in SPARSE)
     try:
-        topology.check_vector("values", values, DTYPES)
+        vectors.check_vector("values", values, DTYPES)
         topology.check_csr(crow, col, len(values), shape)
     except ValueError as error:
         raise ValueError(prefix + str(error)) from None
@@ -64,5 +64,5 @@ def _checked_weight(weight: object, shape: Shape, transposed: bool) -> Tensor:
     expected = shape[::-1] if transposed else shape
     if tuple(weight.shape) != expected:
         raise ValueError(f"weight must be {expected}, got {tuple(weight.shape)}.")
-    topology.check_vector("weight", weight.flatten() if weight.layout == torch.strided else weight, DTYPES)
+    vectors.check_vector("weight", weight.flatten() if weight.layout == torch.strided else weight, DTYPES)
     return weight.detach().t() if transposed else weight.detach()

@@ -17,7 +17,7 @@ from sparsify.layers import registry
 from sparsify.layers.matrix import SparseMatrix
 from sparsify.layers.samples import Sample, Samples, has_numbers, version
 from sparsify.swap import LOCK
-from sparsify.topology import fingerprint
+from sparsify.vectors import fingerprint
 
 
 class State(NamedTuple):

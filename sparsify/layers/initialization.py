@@ -5,19 +5,19 @@ import math
 import torch
 from torch import Tensor
 
-from sparsify import topology
+from sparsify import vectors
 from sparsify.evolution.grown_values import fan_in_uniform
 from sparsify.topology import Shape
 
 
 def drawn_generator() -> torch.Generator:
     """A generator seeded by the next number of torch's global one, as nn.Linear draws its initial values."""
-    return topology.generator(torch.randint(2**63 - 1, (), device="cpu").item())
+    return vectors.generator(torch.randint(2**63 - 1, (), device="cpu").item())
 
 
 def drawn(shape: Shape, nnz: int, bias: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
     """Draw topology, values and bias of a new layer, on the CPU: nn.Linear's rule, the values at the sparse fan-in."""
-    flat = topology.sample(shape[0] * shape[1], nnz, generator)
+    flat = vectors.sample(shape[0] * shape[1], nnz, generator)
     values, bound = fan_in_uniform(nnz, shape, nnz, generator), 1 / math.sqrt(shape[1])
     empty = torch.empty(shape[0] if bias else 0, device="cpu")
     return flat, values, empty.uniform_(-bound, bound, generator=generator) if bias else None

@@ -4,13 +4,15 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from sparsify import vectors
 from sparsify.layers import copies, loading, registry
 from sparsify.layers.checkpoint import SPARSE
 from sparsify.layers.matrix import SparseMatrix
 from sparsify.swap import settle
-from sparsify.topology import Shape
+from sparsify.topology import Indices, Shape
 
 
 class SparseLayer(SparseMatrix):
@@ -35,6 +37,31 @@ class SparseLayer(SparseMatrix):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         registry.made(self)
+
+    def consistently(self, product: Callable[[Indices], Tensor]) -> Tensor:
+        """`product` of values and indices that belong together: again, where another thread changes them meanwhile."""
+        if torch.compiler.is_compiling():
+            return product(self._held())
+        if self.to_count and torch.is_grad_enabled():
+            self._count_gradients()
+        if self.observer is not None and not (self.training and torch.is_grad_enabled()):
+            self.observer.look(self)
+        while True:
+            indices = self.indices()
+            try:
+                result = product(indices)
+            except Exception:
+                if self._still_has(indices):
+                    raise
+            else:
+                if self._still_has(indices):
+                    return result
+
+    def _still_has(self, indices: Indices) -> bool:
+        checked = self._checked
+        if checked is not None and checked.indices is indices:
+            return self.swap is None or not self.is_changing()
+        return not vectors.holds_numbers(self.values)  # where there is nothing to check, and nothing that changes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseLayer":
         """What `.to()`, `.half()` and the like do: nothing else writes here."""

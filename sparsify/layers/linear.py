@@ -9,24 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from sparsify import kernels, lazy, topology
+from sparsify import kernels, lazy, topology, vectors
 from sparsify.checks import check_density
-from sparsify.kernels.operands import is_traced
-from sparsify.layers import averaging, copies
+from sparsify.layers.adoption import adopt
 from sparsify.layers.initialization import drawn, drawn_generator, real_device
+from sparsify.layers.inputs import checked_input
 from sparsify.layers.layer import SparseLayer
+from sparsify.layers.resetting import prepare_reset
 from sparsify.layers.tracing import as_leaf
 from sparsify.swap import Change, Swap
 from sparsify.topology import Indices, Shape
 
 if TYPE_CHECKING:
     from torch_sparse import SparseTensor
-
-OWN = {
-    *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-    *("swap", "was_copied", "observer", "_checked", "transposed", "zero_bias", "resets"),
-}
-"""Attributes of a module that do not pass to the one that takes its place."""
 
 
 class SparseLinear(SparseLayer):
@@ -140,7 +135,7 @@ class SparseLinear(SparseLayer):
         if start == "nonzero":
             if density is not None:
                 raise ValueError(f'density must not be given where start is "nonzero", got {density!r}.')
-            return cls.at(linear, topology.positions((linear.weight.detach() != 0).flatten()))
+            return cls.at(linear, vectors.positions((linear.weight.detach() != 0).flatten()))
         if density is None:
             raise TypeError('density must be given, unless start is "nonzero".')
         if linear.weight.is_meta:
@@ -150,10 +145,10 @@ class SparseLinear(SparseLayer):
         weight = linear.weight.detach()
         if start == "random":
             generator = generator or drawn_generator()
-            flat = topology.sample(total, nnz, generator).to(weight.device)
+            flat = vectors.sample(total, nnz, generator).to(weight.device)
             scale = math.sqrt(total / nnz)
         elif start == "magnitude":
-            flat = topology.lowest(-weight.abs().flatten(), nnz)
+            flat = vectors.lowest(-weight.abs().flatten(), nnz)
             scale = 1.0
         else:
             raise ValueError(f'start must be "random" or "magnitude", or "nonzero" without a density, got {start!r}.')
@@ -205,48 +200,14 @@ class SparseLinear(SparseLayer):
         """
         Swap(self.prepare_reset(), [self]).commit()
 
-    @torch.no_grad()
     def prepare_reset(self) -> list[Change]:
-        """Prepare what `reset_parameters` does; there is nothing to do for a layer on the meta device.
-
-        Raises:
-            ValueError: values or bias is no parameter of the layer's own.
-        """
-        if not topology.holds_numbers(self.values):
-            return []
-        if "bias" not in self._parameters:
-            raise ValueError(
-                "bias must be the layer's own parameter, got it computed from others. Undo what has replaced it "
-                "(pruning, parametrization) before the layer is reset."
-            )
-        bias = self._parameters["bias"]
-        flat, values, offsets = drawn(self.shape, self.nnz, bias is not None, drawn_generator())
-        counting = partial(setattr, self, "resets", self.resets + 1)
-        changes: list[Change] = [counting, self.prepare_topology(flat, values, None)]
-        if bias is not None and offsets is not None:
-            changes.append(partial(_start, bias, torch.zeros_like(offsets) if self.zero_bias else offsets))
-        return [*changes, averaging.prepare_copies(self, []), partial(copies.loaded, self)]
+        """Prepare what `reset_parameters` does: see `resetting`."""
+        return prepare_reset(self, self.zero_bias)
 
     @property
     def weight(self) -> "SparseTensor":
         """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
-        indices = self.indices()
-        sparse = lazy.torch_sparse()
-        storage = sparse.SparseStorage(
-            row=topology.rows(indices.crow, self.nnz),
-            rowptr=indices.crow.long(),
-            col=indices.col.long(),
-            value=self.values,
-            sparse_sizes=(self.out_features, self.in_features),
-            rowcount=None,
-            colptr=self.ccol.long(),
-            colcount=None,
-            csr2csc=self.csc_order.long(),
-            csc2csr=None,
-            is_sorted=True,
-            trust_data=True,
-        )
-        return sparse.SparseTensor.from_storage(storage)
+        return lazy.sparse_tensor(self.values, self.indices(), self.shape)
 
     @weight.setter
     def weight(self, weight: "SparseTensor") -> None:
@@ -268,23 +229,7 @@ class SparseLinear(SparseLayer):
         values: Tensor = parameters.get("values")  # type: ignore[assignment]
         values = self.values if values is None else values
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  (it need not be asked)
-        device = input.device
-        if input.layout is not torch.strided or input.is_nested:
-            kind = "a nested one" if input.is_nested else input.layout
-            raise TypeError(f"input must be a dense tensor, got {kind}. Use to_dense() or nested.to_padded_tensor().")
-        if values.is_complex():
-            raise TypeError(f"the layer's dtype must be one of {kernels.SUPPORTED}, got {values.dtype}. Convert it.")
-        # What torch.jit traces is compared by the operator, when it runs.
-        if input.dim() == 0 or (not is_traced() and input.shape[-1] != self.in_features):
-            raise ValueError(f"input must be (*, {self.in_features}), got {tuple(input.shape)}.")
-        if device != values.device:
-            raise ValueError(f"input must be on the layer's device {values.device}, got {device}.")
-        both = input.dtype, values.dtype  # autocast takes neither float64 nor what is not floating-point
-        cast = not input.is_meta and torch.is_autocast_enabled(device.type)
-        if cast and input.is_floating_point() and torch.float64 not in both:
-            input = input.to(torch.get_autocast_dtype(device.type))
-        elif input.dtype != values.dtype:
-            raise TypeError(f"input must have the layer's dtype {values.dtype}, got {input.dtype}.")
+        input = checked_input(input, values, self.in_features)
         return kernels.linear(input, values, bias, indices)
 
     def to_linear(self) -> nn.Linear:
@@ -301,14 +246,3 @@ class SparseLinear(SparseLayer):
             f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
             f"density={self.density:.3g}, bias={self.bias is not None}"
         )
-
-
-def _start(parameter: nn.Parameter, numbers: Tensor) -> None:
-    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-        parameter.copy_(numbers)
-        parameter.grad = None
-
-
-def adopt(new: nn.Module, old: nn.Module) -> None:
-    """Give `new` what hangs on `old` beside its tensors: hooks, train/eval flag, attributes of the user's."""
-    new.__dict__.update({name: copy.copy(value) for name, value in old.__dict__.items() if name not in OWN})

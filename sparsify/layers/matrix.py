@@ -1,16 +1,16 @@
 """`SparseMatrix`: a module that holds a sparse matrix, its values as a parameter and its topology in buffers."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 
-from sparsify import topology
+from sparsify import topology, vectors
 from sparsify.kernels.operands import is_traced
-from sparsify.native import library
+from sparsify.layers import overwriting
+from sparsify.layers.checked import Checked, writes
 from sparsify.swap import LOCK, Change, Swap, settle
 from sparsify.topology import Digest, Indices, Shape
 
@@ -19,19 +19,6 @@ DERIVED = ("ccol", "csc_row", "csc_order")
 
 FLEETING = ("swap", "was_copied", "observer", "gradients", "to_count", "_counted", "_checked")
 """Attributes that a copy does not take along."""
-
-
-class Checked(NamedTuple):
-    """What is known of a topology that was checked. A layer makes a new one whenever its topology changes.
-
-    indices: the very tensors that were checked.
-    writes: how often these have been written to.
-    digest: what tells topologies apart.
-    """
-
-    indices: Indices
-    writes: int
-    digest: Digest
 
 
 class Observer(Protocol):
@@ -135,7 +122,7 @@ class SparseMatrix(nn.Module):
         if torch.compiler.is_compiling():
             return self._held()
         if not self.is_checked():
-            if not topology.holds_numbers(self.values):
+            if not vectors.holds_numbers(self.values):
                 return self._held()
             self._examine()
         return self._checked.indices  # type: ignore[union-attr]  # _examine() has seen to it
@@ -152,32 +139,13 @@ class SparseMatrix(nn.Module):
             and held["ccol"] is ccol
             and held["csc_row"] is csc_row
             and held["csc_order"] is csc_order
-            and _writes(checked.indices) == checked.writes
+            and writes(checked.indices) == checked.writes
             and (is_traced() or (self.values if values is None else values).numel() == col.numel())
         )
 
     def is_changing(self) -> bool:
         """Whether another thread is at work on values and topology, or an interruption has left this half done."""
         return (swap := self.swap) is not None and swap.under_way
-
-    def consistently(self, product: Callable[[Indices], Tensor]) -> Tensor:
-        """`product` of values and indices that belong together: again, where another thread changes them meanwhile."""
-        if torch.compiler.is_compiling():
-            return product(self._held())
-        if self.to_count and torch.is_grad_enabled():
-            self._count_gradients()
-        if self.observer is not None and not (self.training and torch.is_grad_enabled()):
-            self.observer.look(self)
-        while True:
-            indices = self.indices()
-            try:
-                result = product(indices)
-            except Exception:
-                if self._still_has(indices):
-                    raise
-            else:
-                if self._still_has(indices):
-                    return result
 
     def count_gradients(self) -> None:
         """Count in `gradients` those that come to the values, from the next forward pass on.
@@ -193,12 +161,6 @@ class SparseMatrix(nn.Module):
             self.to_count, self._counted = False, ref(values)
             values.register_post_accumulate_grad_hook(partial(_count, ref(self)))  # type: ignore[no-untyped-call]
 
-    def _still_has(self, indices: Indices) -> bool:
-        checked = self._checked
-        if checked is not None and checked.indices is indices:
-            return self.swap is None or not self.is_changing()
-        return not topology.holds_numbers(self.values)  # where there is nothing to check, and nothing that changes
-
     def _examine(self) -> None:
         with LOCK:  # another thread may be changing all this
             settle(self)
@@ -212,30 +174,15 @@ class SparseMatrix(nn.Module):
             except ValueError as error:
                 raise ValueError(f"indices must be a topology, got what something else has written: {error}") from None
             flat = topology.from_csr(held.crow, held.col, self.shape)
-            self._put(topology.index(flat, self.shape))
+            overwriting.put_indices(self._buffers, topology.index(flat, self.shape))
             self._trust(topology.digest(flat))
 
     def _held(self) -> Indices:
         return Indices(*[self._buffers[name] for name in Indices._fields])  # type: ignore[arg-type]
 
-    def _put(self, indices: Indices) -> None:
-        """Put these indices into the buffers, in place where they fit."""
-        held = self._held()
-        pairs = list(zip(held, indices, strict=True))
-        fit = all((old.shape, old.dtype) == (new.shape, new.dtype) and library.has_memory(old) for old, new in pairs)
-        if fit and all(topology.native(index) and index.is_contiguous() for index in (*held, *indices)):
-            library.put(indices, held)
-            return
-        for name, index in indices._asdict().items():
-            buffer = self._buffers[name]
-            if buffer is not None and fit:
-                buffer.copy_(index)
-            else:
-                self._buffers[name] = index
-
     def _trust(self, digest: Digest) -> None:
         indices = topology.located(self._held())
-        self._checked = Checked(indices, _writes(indices), digest)
+        self._checked = Checked(indices, writes(indices), digest)
 
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor (out_features, in_features); attached to autograd."""
@@ -269,41 +216,20 @@ class SparseMatrix(nn.Module):
                 "values must be the layer's own parameter, got them computed from others. Undo what has replaced them "
                 "(pruning, parametrization) before the topology changes."
             )
-        topology.check_vector("flat", flat, (torch.int64,))
+        vectors.check_vector("flat", flat, (torch.int64,))
         indices, digest = topology.index(flat.to(parameter.device), self.shape), topology.digest(flat)
         for vector in (values,) if grad is None else (values, grad):
             _check_values(vector, len(flat))
         values = values.detach().to(parameter).contiguous()
-        return partial(self._replace, parameter, indices, digest, values, grad)
+        return partial(self._take_topology, parameter, indices, digest, values, grad)
 
-    def _replace(
+    def _take_topology(
         self, parameter: nn.Parameter, indices: Indices, digest: Digest, values: Tensor, grad: Tensor | None
     ) -> None:
         with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-            if values.shape == parameter.shape and library.has_memory(parameter):
-                parameter.copy_(values)
-            else:
-                # A graph that is still alive, such as the last loss's, holds a gradient accumulator of the old length.
-                # Only another dtype makes autograd forget it.
-                parameter.grad = None
-                other = torch.float16 if values.itemsize > 2 else torch.float32
-                parameter.data = values.new_empty(0, dtype=other)
-                parameter.data = values
-            if grad is not None and parameter.grad is not None:
-                parameter.grad.copy_(grad)  # DDP may hold it as a view of the bucket that it sends
-            else:
-                parameter.grad = grad
-            self._put(indices)
+            overwriting.put_values(parameter, values, grad)
+            overwriting.put_indices(self._buffers, indices)
         self._trust(digest)
-
-
-def _writes(indices: Indices) -> int:
-    """Rises with every write to the buffers; not in inference mode."""
-    crow, col, ccol, csc_row, csc_order = indices
-    try:
-        return crow._version + col._version + ccol._version + csc_row._version + csc_order._version
-    except RuntimeError:  # tensors that were made there have no version
-        return -1
 
 
 def _count(matrix: ReferenceType[SparseMatrix], _: Tensor) -> None:

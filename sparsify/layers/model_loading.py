@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparsify import topology
+from sparsify import vectors
 from sparsify.layers import checkpoint, loading
 from sparsify.layers.attention import SparseMultiheadAttention
 from sparsify.layers.matrix import SparseMatrix
@@ -99,7 +99,7 @@ def _loading_others(named: Mapping[str, nn.Module], state_dict: Mapping[str, Any
 def _can_be_copied(found: Tensor, tensor: Tensor) -> bool:
     """Whether nothing can go wrong; PyTorch does the rest after us."""
     strided = found.layout == tensor.layout == torch.strided and torch.can_cast(found.dtype, tensor.dtype)
-    return strided and topology.holds_numbers(found) and topology.holds_numbers(tensor)
+    return strided and vectors.holds_numbers(found) and vectors.holds_numbers(tensor)
 
 
 def _copy(found: Tensor, tensor: Tensor) -> None:

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from sparsify import topology
+from sparsify import vectors
 from sparsify.native import library
 
 COUNT = 256
@@ -109,10 +109,10 @@ class Samples:
         rows: list[tuple[int, int, int, int, int]] = []
         for sample in self._samples:
             vector = sample.vector
-            if not (sample.fits() and topology.native(vector) and vector.is_contiguous()):
+            if not (sample.fits() and vectors.native(vector) and vector.is_contiguous()):
                 self._others.append(sample)
                 continue
-            if sample.numbers.dtype != vector.dtype or not topology.native(sample.numbers):
+            if sample.numbers.dtype != vector.dtype or not vectors.native(sample.numbers):
                 sample.numbers = sample.numbers.to(vector, copy=True)  # it differs then, and is compared by value
             pointer, storage, positions, numbers = (
                 vector.data_ptr(),
@@ -140,7 +140,7 @@ def at(vector: Tensor, positions: Tensor) -> Tensor:
 
 def has_numbers(vector: Tensor) -> bool:
     """Whether a vector has numbers that can be read."""
-    strided = vector.layout == torch.strided and topology.holds_numbers(vector)
+    strided = vector.layout == torch.strided and vectors.holds_numbers(vector)
     return strided and vector.dim() == 1 and library.has_memory(vector)
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sparsify.distributed import Ranks
-from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.evolution import Evolution
 from sparsify.evolution.layer_view import Passes
 from sparsify.evolution.update import Update
 from sparsify.layers.linear import SparseLinear
-from sparsify.topology import fingerprint
 from sparsify.training.explored import Explored
 from sparsify.training.progress import Progress
+from sparsify.vectors import fingerprint
 
 WRAP = "After sparsify() wrap the model in DistributedDataParallel, and load the same checkpoint on every rank."
 ALONE = "Ranks that train different models: optimizer.process_group = None, or the group of the ranks that train one."

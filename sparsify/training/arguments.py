@@ -2,7 +2,7 @@
 
 from torch.optim import Optimizer
 
-from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.evolution import Evolution
 from sparsify.training import holders
 from sparsify.training.steps import HOOKS, is_of_a_trainer, tells_of_steps
 

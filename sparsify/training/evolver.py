@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparsify.distributed import Ranks
-from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.evolution import Evolution
 from sparsify.evolution.layer_view import needs_gradient
 from sparsify.layers import averaging
 from sparsify.layers.linear import SparseLinear

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsify import topology
-from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.evolution import Evolution
 from sparsify.topology import Digest
 from sparsify.training import optimizer_loading
 from sparsify.training.evolved_layers import EvolvedLayer

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sparsify import topology
+from sparsify import vectors
 from sparsify.distributed import Ranks
-from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.evolution import Evolution
 from sparsify.evolution.layer_view import Passes
 from sparsify.evolution.scopes import across_layers
 from sparsify.evolution.update import Update, checked_grown_values, propose_updates
@@ -63,7 +63,7 @@ def prepare_evolution(
     averages = {name: averaging.averages(name, layer) for name, layer in layers.items()}
     views, excess = [], []
     for name, layer in layers.items():
-        generator = topology.generator(progress.seed, "evolution", progress.evolutions, name)
+        generator = vectors.generator(progress.seed, "evolution", progress.evolutions, name)
         views.append(view(name, layer, generator, *ready[name], ranks.sum))
         excess.append(progress.excess(algorithm, name, layer.nnz))
     if algorithm.scope is across_layers and excess:  # what rests may have given connections away
@@ -73,7 +73,7 @@ def prepare_evolution(
     updates = dict(zip(layers, proposed, strict=True))
     grown = {seen.name: checked_grown_values(algorithm, updates[seen.name], seen) for seen in views}
     if ranks.group is not None:
-        digests = {name: topology.fingerprint(update.flat, grown[name]) for name, update in updates.items()}
+        digests = {name: vectors.fingerprint(update.flat, grown[name]) for name, update in updates.items()}
         tell(ranks, {"new topology": digests}, device_of({name: each.layer for name, each in evolved.items()}))
         check_counts_stay(algorithm, updates.values())
     changes = chain.from_iterable(

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify.topology import Shape, mixed
+from sparsify.topology import Shape
+from sparsify.vectors import mixed
 
 SIZE = 4096
 """Numbers in a sketch: the standard error of the share is 1 / sqrt(SIZE), 1.6 %, and 32 KiB are held."""

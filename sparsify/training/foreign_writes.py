@@ -17,8 +17,9 @@ from torch import Tensor
 from sparsify.evolution.update import Update
 from sparsify.kernels.operands import is_direct
 from sparsify.layers import averaging, copies, registry
+from sparsify.layers.checked import Checked
 from sparsify.layers.linear import SparseLinear
-from sparsify.layers.matrix import Checked, SparseMatrix
+from sparsify.layers.matrix import SparseMatrix
 from sparsify.layers.samples import ALIKE, Sample, Samples, at, compare, has_numbers, is_share, spread
 from sparsify.swap import Change
 from sparsify.training import strangers

@@ -12,7 +12,7 @@ import wrapt
 from torch.optim import LBFGS, Optimizer
 
 from sparsify.distributed import Ranks
-from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.evolution import Evolution
 from sparsify.layers.linear import SparseLinear
 from sparsify.training import holders, optimizer_loading, optimizer_state
 from sparsify.training.arguments import check_arguments

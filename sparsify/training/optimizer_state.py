@@ -12,9 +12,9 @@ from torch.optim import LBFGS, SGD, Adagrad, Optimizer, Rprop
 from sparsify.evolution.update import Update
 from sparsify.native import library
 from sparsify.swap import Change
-from sparsify.topology import fingerprint
 from sparsify.training import holders
 from sparsify.training.holders import Buffer
+from sparsify.vectors import fingerprint
 
 GrownState = Literal["zero", "mean"]
 

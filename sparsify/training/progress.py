@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, NamedTuple
 
-from sparsify.evolution.algorithms import Evolution
+from sparsify.evolution.evolution import Evolution
 from sparsify.evolution.update import Update
 from sparsify.swap import Change
 from sparsify.topology import Shape

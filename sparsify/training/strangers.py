@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from sparsify.layers import copies, registry
-from sparsify.layers.matrix import Checked, SparseMatrix
+from sparsify.layers.checked import Checked
+from sparsify.layers.matrix import SparseMatrix
 from sparsify.layers.samples import COUNT, Sample, at, has_numbers, holds_share, is_alike, spread
 from sparsify.swap import LOCK
 from sparsify.warning import warn

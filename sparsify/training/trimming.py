@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsify import topology
-from sparsify.evolution.algorithms import check_fraction
+from sparsify import vectors
 from sparsify.evolution.drop import magnitude
+from sparsify.evolution.evolution import check_fraction
 from sparsify.evolution.growth import uniformly
 from sparsify.evolution.scopes import lowest_of_each_sign
 from sparsify.evolution.update import Update, propose_update
@@ -78,6 +78,6 @@ def _kept(optimizer: Any) -> Kept:
 
 
 def _trimmed(name: str, layer: SparseLinear, drop_fraction: float) -> Update:
-    seen = view(name, layer, topology.generator())
+    seen = view(name, layer, vectors.generator())
     dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
     return propose_update(seen, dropped, 0, uniformly)

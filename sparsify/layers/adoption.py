@@ -1,0 +1,16 @@
+"""What passes from a module to the one that takes its place, beside its tensors."""
+
+import copy
+
+from torch import nn
+
+OWN = {
+    *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+    *("swap", "was_copied", "observer", "_checked", "transposed", "zero_bias", "resets"),
+}
+"""Attributes of a module that do not pass to the one that takes its place."""
+
+
+def adopt(new: nn.Module, old: nn.Module) -> None:
+    """Give `new` what hangs on `old` beside its tensors: hooks, train/eval flag, attributes of the user's."""
+    new.__dict__.update({name: copy.copy(value) for name, value in old.__dict__.items() if name not in OWN})
