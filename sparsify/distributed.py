@@ -10,6 +10,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsify.topology import Indices
+from sparsify.torch_private import choose_buffers_anew, sent_by
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -94,7 +95,7 @@ def leave_indices(ddp: DistributedDataParallel) -> None:
         return
     modules = ddp.module.named_modules(remove_duplicate=False)
     layers = {name: module for name, module in modules if module._buffers.keys() >= set(Indices._fields)}
-    sent = {id(parameter) for parameter in ddp._module_parameters}
+    sent = {id(parameter) for parameter in sent_by(ddp)}
     for name, layer in layers.items():
         values, key = layer.get_parameter("values"), f"{name}.values".lstrip(".")
         if values.requires_grad and id(values) not in sent and key not in ddp.parameters_to_ignore:
@@ -104,4 +105,4 @@ def leave_indices(ddp: DistributedDataParallel) -> None:
             )
     ddp.parameters_to_ignore |= {f"{name}.{index}".lstrip(".") for name in layers for index in Indices._fields}
     _relieved.add(ddp)
-    ddp._assign_modules_buffers()  # type: ignore[no-untyped-call]  # it looks whether there are any before it looks which
+    choose_buffers_anew(ddp)

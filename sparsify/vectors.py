@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsify.native import library
 from sparsify.native.library import call
+from sparsify.torch_private import DispatchKey, dispatch_keys
 
 
 def generator(*key: object) -> torch.Generator:
@@ -120,7 +121,7 @@ def empty(length: int, dtype: torch.dtype = torch.int64, device: torch.device | 
 
 def holds_numbers(tensor: Tensor) -> bool:
     """Whether `tensor` is more than a shape: neither on the meta device nor a fake or a wrapper of others."""
-    return not tensor.is_meta and not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python)
+    return not tensor.is_meta and not dispatch_keys(tensor).has(DispatchKey.Python)
 
 
 def native(flat: Tensor) -> bool:

@@ -11,7 +11,7 @@ ROOMS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "sparsify").rglob("*.py")
 }
-FOLDERS = ["native", "ground", "kernels", "evolution", "layers", "training", "conversion", "faces"]
+FOLDERS = ["torch_private", "native", "ground", "kernels", "evolution", "layers", "training", "conversion", "faces"]
 """Each may import those before it, and its own rooms."""
 
 FACES = {"sparsify", "sparsify.api", "sparsify.interchange"}
@@ -35,6 +35,8 @@ def imports(room):
 def folder(room):
     if room in FACES:
         return "faces"
+    if room == "sparsify.torch_private":
+        return "torch_private"
     first, *rest = room.removeprefix("sparsify.").split(".")
     return first if rest or (ROOT / "sparsify" / first).is_dir() else "ground"
 
@@ -62,6 +64,43 @@ def test_no_import_runs_in_a_circle():
 def test_imports_go_down_the_house(room):
     above = {name for name in imports(room) if FOLDERS.index(folder(name)) > FOLDERS.index(folder(room))}
     assert not above
+
+
+def private_names(tree):
+    """The names of PyTorch's that begin with an underscore: `torch._C...`, `from torch._decomp import ...`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ELSEWHERE:
+            yield node.attr
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+            yield from (name for name in names if name.startswith("_"))
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            root = node.value
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in ("torch", "forward_ad"):
+                yield node.attr
+
+
+ELSEWHERE = {
+    "_version",
+    "_module_parameters",
+    "_assign_modules_buffers",
+    "_load_state_dict_pre_hooks",
+    "_backward_hooks",
+}
+"""Private attributes of PyTorch's objects."""
+
+
+def test_private_names_are_seen():
+    assert list(private_names(ast.parse("torch._C._x()"))) == ["_x", "_C"]
+    assert list(private_names(ast.parse("from torch._decomp import y"))) == ["_decomp"]
+    assert list(private_names(ast.parse("tensor._version"))) == ["_version"]
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS.keys() - {"sparsify.torch_private"}))
+def test_private_names_of_pytorch_are_in_one_room(room):
+    assert not set(private_names(ast.parse(ROOMS[room].read_text())))
 
 
 def test_nothing_imports_the_face():

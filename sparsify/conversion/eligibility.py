@@ -11,6 +11,7 @@ from sparsify import kernels
 from sparsify.conversion import adapters
 from sparsify.conversion.linear_maps import EVERYTHING, Candidate, pruned
 from sparsify.distributed import SHARDED
+from sparsify.torch_private import has_hooks
 from sparsify.training import holders
 
 FROZEN = "it is frozen"
@@ -88,7 +89,7 @@ def why_dense(
             return "its bias is tied to another module's"
         if not weight.requires_grad:
             return FROZEN
-        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        if has_hooks(weight):
             return "its weight has gradient hooks"
         if weight.dtype not in kernels.SUPPORTED:
             return f"its dtype is {weight.dtype}"

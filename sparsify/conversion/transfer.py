@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS
 
+from sparsify.torch_private import LBFGS_SIZE
 from sparsify.training import holders
 from sparsify.training.holders import Layout
 from sparsify.training.optimizer_state import WEIGHTS
@@ -70,7 +71,7 @@ def replace_parameters(
         if isinstance(each, LBFGS):  # one history for all parameters, in their old sizes
             undo.callback(each.state.update, dict(each.state))
             each.state.clear()
-            _set(vars(each), "_numel_cache", None, undo)
+            _set(vars(each), LBFGS_SIZE, None, undo)
     whole = {old: [Piece(new, "", "", _all)] for old, new in allocated.items() if old not in pieces}
     layouts = [[list(group) for group in layout] for layout in holders.layouts(*inside)]
     held = {id(p) for layout in layouts for group in layout for p in group}

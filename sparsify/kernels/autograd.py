@@ -8,10 +8,11 @@ from torch import Tensor
 
 from sparsify.kernels import ops, products
 from sparsify.kernels.choice import choose
-from sparsify.kernels.operands import is_batched, is_direct, is_traced, is_transformed
+from sparsify.kernels.operands import is_direct, is_traced, is_transformed
 from sparsify.kernels.products import OF_WEIGHT, Needs, Purpose
 from sparsify.kernels.recorder import is_recording
 from sparsify.topology import Indices
+from sparsify.torch_private import is_batched, will_execute
 
 
 def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
@@ -124,7 +125,7 @@ def _asked_for(node: Any) -> tuple[bool, Tensor | None]:
         whether it is, and the tensor that the gradient is added to, None where that is not known.
     """
     try:
-        wanted = torch._C._will_engine_execute_node(node)
+        wanted = will_execute(node)
     except RuntimeError:  # a leaf's gradient that is not accumulated, but given back
         wanted = True
     return wanted, getattr(node, "variable", None)

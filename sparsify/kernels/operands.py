@@ -5,24 +5,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
-from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from sparsify.native.library import KINDS, has_memory
 from sparsify.topology import Indices
+from sparsify.torch_private import (
+    DispatchKey,
+    DispatchKeySet,
+    TransformType,
+    dispatch_keys,
+    dispatch_modes,
+    excluding_key,
+    forward_level,
+    is_forward_enabled,
+    tracing_state,
+    transforms,
+)
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Dtypes of values; half-precision products are computed in float32."""
 
-_dispatch_keys = torch._C._dispatch_keys
-is_batched = torch._C._functorch.is_legacy_batchedtensor
-"""Whether a gradient is one of many at once: torch.autograd.grad(is_grads_batched=True) has a vmap of its own."""
-
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing_state = torch._C._get_tracing_state
-_transforms = torch._C._functorch.peek_interpreter_stack
-_PLAIN = _dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+_PLAIN = dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
 for _key in DispatchKey.CUDA, DispatchKey.AutogradCUDA, DispatchKey.AutocastCUDA:
     _PLAIN |= DispatchKeySet(_key).raw_repr()
 _ODD = ~_PLAIN
@@ -31,7 +34,7 @@ _ODD = ~_PLAIN
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is nothing but its strided memory, on a device where kernels compute."""
-    return type(tensor) in KINDS and not _dispatch_keys(tensor).raw_repr() & _ODD
+    return type(tensor) in KINDS and not dispatch_keys(tensor).raw_repr() & _ODD
 
 
 def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
@@ -46,10 +49,10 @@ def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
         and (other is None or type(other) in KINDS)
         and (input.is_cpu or input.is_cuda)
         and not (input.is_neg() or values.is_neg() or (other is not None and other.is_neg()))
-        and not _dispatch_modes()
-        and _tracing_state() is None
-        and _transforms() is None
-        and forward_ad._current_level < 0
+        and not dispatch_modes()
+        and tracing_state() is None
+        and transforms() is None
+        and forward_level() < 0
     )
 
 
@@ -64,10 +67,10 @@ def refuse_tangents(*tensors: Tensor | None) -> None:
     Raises:
         NotImplementedError: something has.
     """
-    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+    if forward_level() < 0 or not is_forward_enabled():
         return
     unpack: Any = forward_ad.unpack_dual
-    with torch._C._SetExcludeDispatchKeyGuard(DispatchKey.ADInplaceOrView, False):  # a compiled graph leaves it out
+    with excluding_key(DispatchKey.ADInplaceOrView, False):  # a compiled graph leaves it out
         found = any(tensor is not None and unpack(tensor).tangent is not None for tensor in tensors)
     if found:
         raise NotImplementedError(
@@ -78,13 +81,13 @@ def refuse_tangents(*tensors: Tensor | None) -> None:
 
 def is_traced() -> bool:
     """Whether torch.jit traces: the sizes of tensors are tensors then, and to compare them would warn."""
-    return _tracing_state() is not None
+    return tracing_state() is not None
 
 
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: they cannot look into operators."""
-    top = _transforms()
-    return (top is not None and top.key() != TransformType.Functionalize) or forward_ad._current_level >= 0
+    top = transforms()
+    return (top is not None and top.key() != TransformType.Functionalize) or forward_level() >= 0
 
 
 def check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:

@@ -5,13 +5,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
 from torch.nn import functional as F
 
 from sparsify.kernels import native, operands, products
 from sparsify.kernels.choice import choose
 from sparsify.kernels.operands import is_transformed
 from sparsify.topology import Indices
+from sparsify.torch_private import register_decomposition
 
 
 def _check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsify.kernels.choice import choose
 from sparsify.kernels.shares import are_near, shares
 from sparsify.topology import Indices
+from sparsify.torch_private import graph_task, version
 
 LIMIT = 64
 """How many backward passes are kept beside those that have added up to the gradient that is there."""
@@ -133,7 +134,7 @@ class Recorder:
             leaf: the tensor whose `grad` the gradient of the values is added to, None where that is not known.
         """
         self._hook()
-        task, own = torch._C._current_graph_task_id(), leaf is None or leaf is self._values
+        task, own = graph_task(), leaf is None or leaf is self._values
         backward = next((b for b in reversed(self._backwards) if (b.task, b.own) == (task, own)), None)
         if backward is None:
             if self._was_zeroed():
@@ -148,13 +149,13 @@ class Recorder:
 
     def accumulated(self) -> None:
         """The backward pass that is under way has added to `values.grad`."""
-        task = torch._C._current_graph_task_id()
+        task = graph_task()
         for backward in self._backwards:
             if backward.task == task and backward.own:
                 backward.sum = self._sum
                 self._past = []
         gradient = self._gradient()
-        self._left = None if gradient is None else (ref(gradient), gradient._version)
+        self._left = None if gradient is None else (ref(gradient), version(gradient))
 
     def _hook(self) -> None:
         """Have PyTorch tell when a gradient is accumulated, as soon as the values can have one."""
@@ -171,7 +172,7 @@ class Recorder:
         gradient, left = self._gradient(), self._left
         if gradient is None:
             return True
-        is_left = left is not None and left[0]() is gradient and left[1] == gradient._version
+        is_left = left is not None and left[0]() is gradient and left[1] == version(gradient)
         return not is_left and not bool(gradient.any())
 
     def _total(self, backwards: list[Backward]) -> Tensor:

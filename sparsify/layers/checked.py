@@ -16,12 +16,3 @@ class Checked(NamedTuple):
     indices: Indices
     writes: int
     digest: Digest
-
-
-def writes(indices: Indices) -> int:
-    """Rises with every write to the buffers; not in inference mode."""
-    crow, col, ccol, csc_row, csc_order = indices
-    try:
-        return crow._version + col._version + ccol._version + csc_row._version + csc_order._version
-    except RuntimeError:  # tensors that were made there have no version
-        return -1

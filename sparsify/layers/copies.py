@@ -15,8 +15,9 @@ from torch import nn
 
 from sparsify.layers import registry
 from sparsify.layers.matrix import SparseMatrix
-from sparsify.layers.samples import Sample, Samples, has_numbers, version
+from sparsify.layers.samples import Sample, Samples, has_numbers
 from sparsify.swap import LOCK
+from sparsify.torch_private import version
 from sparsify.vectors import fingerprint
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from sparsify import topology, vectors
 from sparsify.kernels.operands import is_traced
 from sparsify.layers import overwriting
-from sparsify.layers.checked import Checked, writes
+from sparsify.layers.checked import Checked
 from sparsify.swap import LOCK, Change, Swap, settle
 from sparsify.topology import Digest, Indices, Shape
+from sparsify.torch_private import writes
 
 DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
@@ -139,7 +140,7 @@ class SparseMatrix(nn.Module):
             and held["ccol"] is ccol
             and held["csc_row"] is csc_row
             and held["csc_order"] is csc_order
-            and writes(checked.indices) == checked.writes
+            and writes(*checked.indices) == checked.writes
             and (is_traced() or (self.values if values is None else values).numel() == col.numel())
         )
 
@@ -182,7 +183,7 @@ class SparseMatrix(nn.Module):
 
     def _trust(self, digest: Digest) -> None:
         indices = topology.located(self._held())
-        self._checked = Checked(indices, writes(indices), digest)
+        self._checked = Checked(indices, writes(*indices), digest)
 
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor (out_features, in_features); attached to autograd."""

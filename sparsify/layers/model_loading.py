@@ -15,12 +15,13 @@ from sparsify.layers.attention import SparseMultiheadAttention
 from sparsify.layers.matrix import SparseMatrix
 from sparsify.swap import Change
 from sparsify.topology import Indices
+from sparsify.torch_private import loading_hooks
 
 
 def watch(model: nn.Module, undo: ExitStack) -> None:
     """Have each module of `model` that holds sparse layers load them together."""
     for module in model.modules():
-        hooks = module._load_state_dict_pre_hooks.values()
+        hooks = loading_hooks(module)
         known = any(getattr(hook, "hook", hook) is _load_sparse_layers for hook in hooks)
         if not known and any(isinstance(part, SparseMatrix) for part in module.modules()):
             hook = module.register_load_state_dict_pre_hook(_load_sparse_layers)  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsify import vectors
 from sparsify.native import library
+from sparsify.torch_private import version
 
 COUNT = 256
 """Numbers in a sample, where nothing else is said: enough to tell what correlates from what does not."""
@@ -142,11 +143,6 @@ def has_numbers(vector: Tensor) -> bool:
     """Whether a vector has numbers that can be read."""
     strided = vector.layout == torch.strided and vectors.holds_numbers(vector)
     return strided and vector.dim() == 1 and library.has_memory(vector)
-
-
-def version(vector: Tensor) -> int:
-    """How often PyTorch has written to a vector; tensors that were made in inference mode do not know."""
-    return -1 if vector.is_inference() else vector._version
 
 
 def likeness(one: Tensor, other: Tensor) -> float | None:

@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 from torch.fx import Proxy
 
+from sparsify.torch_private import has_forward_hooks
+
 
 def as_leaf(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The node that calls `layer` in the graph that torch.fx is tracing. One of the arguments is a Proxy.
@@ -21,7 +23,7 @@ def as_leaf(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
             f"root must contain the layer that torch.fx is to keep whole, got the {type(layer).__name__} itself. Trace "
             "nn.Sequential(layer)."
         )
-    if layer._forward_hooks or layer._forward_pre_hooks:  # are in the graph already
+    if has_forward_hooks(layer):  # are in the graph already
         module = tracer.create_proxy("get_attr", path, (), {})
         return tracer.create_proxy("call_method", "forward", (module, *args), kwargs)
     return tracer.create_proxy("call_module", path, args, kwargs)

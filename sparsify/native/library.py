@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, get_num_threads, nn
 from torch.autograd.graph import increment_version
 
+from sparsify.torch_private import dispatch_keys
+
 KINDS = frozenset((Tensor, nn.Parameter))
 """Classes of tensors that leave everything to PyTorch: others may hold their numbers elsewhere."""
 
 
 def _plain_keys(inference: bool) -> int:
     with torch.inference_mode(inference):
-        return torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+        keys: int = dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+        return keys
 
 
 PLAIN = frozenset(map(_plain_keys, (False, True)))
@@ -130,7 +133,7 @@ def address(tensor: Tensor, size: int, held: list[object]) -> int:
             return pointer
     raise TypeError(
         f"tensor must be plain, contiguous memory of {size} bytes on the CPU, got {type(tensor).__name__} "
-        f"{tuple(tensor.shape)} of {tensor.dtype} with the dispatch keys {torch._C._dispatch_keys(tensor)}, or one "
+        f"{tuple(tensor.shape)} of {tensor.dtype} with the dispatch keys {dispatch_keys(tensor)}, or one "
         "whose storage was freed."
     )
 
@@ -152,7 +155,7 @@ def overwrite(tensor: Tensor, numbers: Tensor) -> None:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is nothing but memory of the CPU, as those are that PyTorch's factory functions give."""
-    return torch._C._dispatch_keys(tensor).raw_repr() in PLAIN
+    return dispatch_keys(tensor).raw_repr() in PLAIN
 
 
 def threads(work: int) -> int:

@@ -3,8 +3,9 @@
 from torch.optim import Optimizer
 
 from sparsify.evolution.evolution import Evolution
+from sparsify.torch_private import step_hooks
 from sparsify.training import holders
-from sparsify.training.steps import HOOKS, is_of_a_trainer, tells_of_steps
+from sparsify.training.steps import is_of_a_trainer, tells_of_steps
 
 
 def is_wrapped(optimizer: object) -> bool:
@@ -25,7 +26,7 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
             "the trainer wraps it."
         )
     for each in inside:
-        hooks = getattr(each, HOOKS, {})
+        hooks = step_hooks(each) or {}
         if is_wrapped(each) or any(hasattr(hook, "of_sparsify") for hook in hooks.values()):
             raise TypeError(
                 "optimizer must not be wrapped already, got one that sparsify() wrapped. Use what it returned."

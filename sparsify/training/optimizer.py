@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from sparsify.distributed import Ranks
 from sparsify.evolution.evolution import Evolution
 from sparsify.layers.linear import SparseLinear
+from sparsify.torch_private import find_parameters
 from sparsify.training import holders, optimizer_loading, optimizer_state
 from sparsify.training.arguments import check_arguments
 from sparsify.training.evolver import Evolver
@@ -237,9 +238,8 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
 
 def _rebuild(evolver: Evolver) -> SparseOptimizer:
     optimizer = evolver.optimizers.optimizer
-    if isinstance(optimizer, LBFGS):  # torch leaves these out when it copies or pickles an LBFGS
-        optimizer._params = optimizer.param_groups[0]["params"]
-        optimizer._numel_cache = None
+    if isinstance(optimizer, LBFGS):
+        find_parameters(optimizer)
     proxy = SparseOptimizer.__new__(SparseOptimizer)
     proxy._self_wrap(evolver)
     return proxy

@@ -11,6 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from sparsify.swap import Change
 from sparsify.topology import Digest
+from sparsify.torch_private import version
 from sparsify.training import holders
 from sparsify.training.holders import Buffer
 from sparsify.training.optimizer_state import Kept
@@ -151,7 +152,7 @@ def _left(buffers: Sequence[Buffer], before: Kept, given: Collection[int]) -> li
     return [
         buffer
         for buffer in buffers
-        if before.versions.get(id(buffer.tensor)) == buffer.tensor._version and id(buffer.tensor) not in given
+        if before.versions.get(id(buffer.tensor)) == version(buffer.tensor) and id(buffer.tensor) not in given
     ]
 
 

@@ -12,6 +12,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Optimizer, Rprop
 from sparsify.evolution.update import Update
 from sparsify.native import library
 from sparsify.swap import Change
+from sparsify.torch_private import forget_size, version
 from sparsify.training import holders
 from sparsify.training.holders import Buffer
 from sparsify.vectors import fingerprint
@@ -71,7 +72,7 @@ class Kept:
         self.buffers: dict[Tensor, list[Buffer]] = defaultdict(list)
         self.unknown: list[Buffer] = []
         for buffer in holders.buffers(*roots):
-            self.versions[id(buffer.tensor)] = buffer.tensor._version
+            self.versions[id(buffer.tensor)] = version(buffer.tensor)
             (self.unknown if buffer.parameter is None else self.buffers[buffer.parameter]).append(buffer)
 
     def of(self, parameter: Tensor) -> list[Buffer]:
@@ -200,4 +201,4 @@ def group_of(optimizer: Any, parameter: Tensor) -> dict[str, Any] | None:
 
 def _clear(optimizer: LBFGS) -> None:
     optimizer.state.clear()
-    optimizer._numel_cache = None
+    forget_size(optimizer)

@@ -6,10 +6,8 @@ from types import FrameType
 import wrapt
 from torch.optim import Optimizer
 
+from sparsify.torch_private import calls_hooks
 from sparsify.training import holders
-
-HOOKS = "_optimizer_step_post_hooks"
-"""Where PyTorch has what `register_step_post_hook` was given."""
 
 TRAINERS = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"}
 """Packages that wrap optimizers on their own, and save what they wrap."""
@@ -22,8 +20,7 @@ def is_of_a_trainer(value: object) -> bool:
 
 def tells_of_steps(optimizer: object) -> bool:
     """Whether `step()` calls the hooks that are registered: so it is where Optimizer.__init__ was called."""
-    step = getattr(type(optimizer), "step", None)
-    return isinstance(optimizer, Optimizer) and hasattr(step, "hooked") and hasattr(optimizer, HOOKS)
+    return isinstance(optimizer, Optimizer) and calls_hooks(optimizer)
 
 
 def optimizers_that_step_this() -> list[object]:
