@@ -1,8 +1,8 @@
 """Train any PyTorch model truly sparse: `model, optimizer = sparsify(model, optimizer, density=0.1)`."""
 
 from sparsify.api import sparsify
-from sparsify.conversion.decision import plan, summary
 from sparsify.conversion.distributions import epsilon, erdos_renyi, uniform
+from sparsify.conversion.planning import plan, summary
 from sparsify.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
 from sparsify.evolution.grown_values import fan_in_uniform, zeros
 from sparsify.interchange import densify

@@ -10,14 +10,14 @@ from torch.optim import Optimizer
 
 from sparsify import vectors
 from sparsify.conversion import meta_device, replacement, starts, transfer
-from sparsify.conversion.beginning import begin
-from sparsify.conversion.decision import Density
+from sparsify.conversion.decision import check_something_changes, decide
+from sparsify.conversion.densities import Density
 from sparsify.conversion.distributions import Distribution, erdos_renyi
-from sparsify.conversion.linear_maps import Candidate
+from sparsify.conversion.linear_maps import LinearMap
+from sparsify.conversion.planning import report_of
 from sparsify.conversion.starts import Start
 from sparsify.evolution import SET, Evolution
 from sparsify.layers import model_loading
-from sparsify.layers.initialization import drawn
 from sparsify.layers.linear import SparseLinear
 from sparsify.training import holders
 from sparsify.training.arguments import check_arguments, check_options
@@ -127,21 +127,23 @@ def sparsify(
         _check(each, model, evolution, grown_state, seed)
     starts.check(start)
     plain = [each.__wrapped__ if isinstance(each, SparseOptimizer) else each for each in given]
-    candidates, first, existing, targets = begin(model, density, plain, evolution, distribution, skip, start)
-    weights = {name: candidates[name].owner.get_parameter(candidates[name].weight) for name in first}
+    decision = decide(model, density, plain, evolution, distribution, skip, start)
+    check_something_changes(model, density, decision, start, lambda: report_of(model, decision))
+    maps, first, existing, targets = decision.maps, decision.first, decision.existing, decision.targets
+    weights = {name: maps[name].owner.get_parameter(maps[name].weight) for name in first}
     weights |= {name: layer.values for name, layer in existing.items()}
     dealt = holders.deal(plain, weights)
     for each, names in zip(plain, dealt, strict=True):
         if names or not several:
             check_optimizer(each)
             Kept(each).check({name: weight for name, weight in weights.items() if name in names})
-    meta_device.check(model, {candidates[name].owner for name in first})
+    meta_device.check(model, {maps[name].owner for name in first})
 
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
     for name, connections in first.items():
-        layers[name] = _layer(candidates[name], connections, start, vectors.generator(seed, "start", name))
-    replaced, pieces = replacement.assemble(candidates, layers)
+        layers[name] = _layer(maps[name], connections, start, vectors.generator(seed, "start", name))
+    replaced, pieces = replacement.assemble(maps, layers)
     old = {module: name for name, module in model.named_modules() if module in replaced}
     layers |= existing
 
@@ -187,26 +189,15 @@ def _check(optimizer: object, model: nn.Module, evolution: object, grown_state: 
     check_arguments(optimizer, evolution, grown_state, seed)
 
 
-def _layer(candidate: Candidate, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseLinear:
+def _layer(linear_map: LinearMap, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseLinear:
     """The sparse layer that takes the place of a dense one.
 
     Args:
         connections: at first: so many, or these.
     """
-    linear = candidate.linear
-    if isinstance(connections, int):
-        share = connections / linear.weight.numel()
-        how: Literal["random", "magnitude"] = "random" if start == "random" else "magnitude"
-        layer = SparseLinear.from_linear(linear, share, start=how, generator=generator)
-    else:
-        layer = SparseLinear.at(linear, connections)
-        if linear.weight.is_meta and isinstance(start, nn.Module):
-            with torch.no_grad():
-                _, values, bias = drawn(layer.shape, layer.nnz, layer.bias is not None, generator)
-                layer.values.copy_(values)
-                if layer.bias is not None and bias is not None:
-                    layer.bias.copy_(bias)
-    layer.transposed = candidate.transposed
+    how: Literal["random", "magnitude"] = "random" if start == "random" else "magnitude"
+    layer = SparseLinear.replacing(linear_map.linear, connections, start=how, generator=generator)
+    layer.transposed = linear_map.transposed
     return layer
 
 

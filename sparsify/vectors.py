@@ -50,22 +50,22 @@ def _sorted(numbers: Tensor, total: int) -> Tensor:
 def sample_outside(flat: Tensor, total: int, count: int, generator: torch.Generator) -> Tensor:
     """Exactly `count` numbers of range(total) that are not in `flat` (sorted, unique), uniformly; sorted.
 
-    Samples ranks among the inactive places, so nothing is ever rejected and a nearly full layer costs no more than an
+    Samples numbers among the inactive places, so nothing is ever rejected and a nearly full layer costs no more than an
     empty one.
     """
-    return places_of_ranks(flat, sample(total - len(flat), count, generator).to(flat.device))
+    return free_places(flat, sample(total - len(flat), count, generator).to(flat.device))
 
 
-def places_of_ranks(flat: Tensor, rank: Tensor) -> Tensor:
-    """The inactive places of these ranks: 0 is the first number not in `flat` (both sorted)."""
-    for name, vector in ("flat", flat), ("rank", rank):
+def free_places(flat: Tensor, number: Tensor) -> Tensor:
+    """The inactive places of these numbers: 0 is the first that is not in `flat` (both sorted)."""
+    for name, vector in ("flat", flat), ("number", number):
         check_vector(name, vector, (torch.int64,))
     if native(flat):
-        place = empty(len(rank))
-        call("sparsify_places", flat.contiguous(), len(flat), rank.contiguous(), len(rank), place)
+        place = empty(len(number))
+        call("sparsify_places", flat.contiguous(), len(flat), number.contiguous(), len(number), place)
         return place
     inactive_before = flat - torch.arange(len(flat), device=flat.device)
-    return rank + torch.searchsorted(inactive_before, rank, right=True)
+    return number + torch.searchsorted(inactive_before, number, right=True)
 
 
 def common(flat: Tensor, places: Tensor) -> int | None:

@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam
 
 from sparsify import RigL, SparseLinear, sparsify
 from sparsify.distributed import Ranks
-from sparsify.training.agreement import compare
+from sparsify.training.agreement import compare, tell
 
 from .conftest import assert_same, mlp
 from .distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train
@@ -299,4 +299,4 @@ def test_ranks_are_named_where_they_differ():
     with pytest.raises(RuntimeError, match="got another on ranks 1, 3 than on rank 0 in layer 'b'"):
         compare(told)
     compare([{"own seed": rank, "step": 3} for rank in range(3)])  # seeds need not be the same
-    assert Ranks(None).tell({"step": 1}, torch.device("cpu")) == [{"step": 1}]
+    assert tell(Ranks(None), {"step": 1}, torch.device("cpu")) == [{"step": 1}]

@@ -84,7 +84,7 @@ def with_and_without_library(request, monkeypatch):
     if request.param == "no library":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            kernels.choice._warn_of_slowness("aten")
+            kernels.dispatch._warn_of_slowness("aten")
         monkeypatch.setattr(library, "LIBRARY", None)
 
 

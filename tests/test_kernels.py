@@ -84,7 +84,7 @@ def test_the_operators_are_well_formed(name):
 @pytest.mark.parametrize("name", EACH)
 def test_backward_uses_the_kernels_of_forward(name, monkeypatch):
     called = []
-    for other, kernel in kernels.choice.KERNELS.items():
+    for other, kernel in kernels.dispatch.KERNELS.items():
         monkeypatch.setattr(kernel, "backward", lambda *_, other=other: called.append(other) or (None, None, None))
     layer = SparseLinear(30, 20, 0.2)
     with kernels.use(name):
@@ -97,7 +97,7 @@ def test_backward_uses_the_kernels_of_forward(name, monkeypatch):
 def test_kernels_that_were_asked_for_and_do_not_serve_are_an_error():
     values = torch.randn(3, device="meta")
     with kernels.use("native"), pytest.raises(RuntimeError, match="'native', which were asked for, do not serve"):
-        kernels.choice.choose(values)
+        kernels.dispatch.kernel_for(values)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -170,7 +170,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads():
 
 def test_without_native_kernels_the_slowness_is_said_once(monkeypatch):
     monkeypatch.setattr(library, "LIBRARY", None)
-    kernels.choice._warn_of_slowness.cache_clear()
+    kernels.dispatch._warn_of_slowness.cache_clear()
     layer, x = SparseLinear(5, 4, 0.5), torch.randn(3, 5)
     with pytest.warns(UserWarning, match="native CPU kernels were not compiled"):
         layer(x)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sparsify import SparseLinear, epsilon, plan, sparsify, summary, uniform
-from sparsify.conversion.decision import names
+from sparsify.conversion.densities import names
 
 from .conftest import mlp
 

@@ -125,12 +125,12 @@ def test_a_choice_of_kernels_is_that_of_its_thread():
         layer, x = SparseLinear(20, 10, 0.3), torch.randn(2, 20)
         for _ in range(200):
             with kernels.use(name):
-                assert kernels.choice.choose(layer.values) is kernels.choice.KERNELS[name]
+                assert kernels.dispatch.kernel_for(layer.values) is kernels.dispatch.KERNELS[name]
                 layer(x)
         return True
 
     assert together(work) == [True] * WORKERS
-    assert kernels.choice.choose(torch.zeros(1)) is kernels.choice.KERNELS[kernels.available()[0]]
+    assert kernels.dispatch.kernel_for(torch.zeros(1)) is kernels.dispatch.KERNELS[kernels.available()[0]]
 
 
 def test_a_served_model_equals_its_dense_copy_from_every_thread():

@@ -185,4 +185,4 @@ def test_strided_vectors_merge_like_contiguous_ones():
     flat, survives, grown = torch.tensor([1, 4, 9]), torch.tensor([True, False, True]), torch.tensor([0, 5, 11])
     strided = [vector.repeat_interleave(2)[::2] for vector in (flat, survives, grown)]
     assert_same(vectors.merge(*strided), vectors.merge(flat, survives, grown))
-    assert vectors.places_of_ranks(strided[0], strided[2]).tolist() == [0, 7, 14]
+    assert vectors.free_places(strided[0], strided[2]).tolist() == [0, 7, 14]

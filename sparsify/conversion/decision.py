@@ -1,26 +1,28 @@
-"""Walks a model and decides for every layer: sparse at which density, or left dense and why."""
+"""Decides for every linear map of a model: sparse with how many connections, or left dense and why.
 
-import math
+Both `plan`, which reports it, and `sparsify`, which carries it out, ask `decide`; nothing is changed here.
+"""
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from sparsify.checks import check_density
 from sparsify.conversion import starts
-from sparsify.conversion.distributions import Distribution, erdos_renyi
-from sparsify.conversion.eligibility import refuse_model, why_dense
-from sparsify.conversion.linear_maps import Candidate, aliases, find
-from sparsify.conversion.report import Report, report
+from sparsify.conversion.densities import Density, at_most, check_globs, first_connections, names
+from sparsify.conversion.distributions import Distribution
+from sparsify.conversion.eligibility import Kind, Reason, check_module, refuse_model, why_dense
+from sparsify.conversion.linear_maps import LinearMap, aliases, find
 from sparsify.conversion.starts import SKIPPED, Start
-from sparsify.evolution import SET, Evolution
+from sparsify.evolution import Evolution
 from sparsify.layers.linear import SparseLinear
-from sparsify.topology import Shape, connection_count
 from sparsify.training import holders
 
-FULL = "its density is 1"
-"""The reason of a layer whose share of the density reaches all its places."""
+FULL = Reason("its density is 1", Kind.FULL)
+DENSE_IN_START = Reason("it is dense in start")
+WITHOUT_DENSITY = Reason("no density is given")
+NOT_NAMED = Reason("no glob of density names it")
+SPARSE_ALREADY = Reason("it is sparse already, and model.load_state_dict(state_dict) takes over another topology")
 
 WAYS = (
     'Without a density: start="nonzero" takes a pruned model as it is, start=other the topology of another sparse '
@@ -36,117 +38,120 @@ IS_SPARSE = (
 )
 """What can be done with a model that is sparse already."""
 
-SPARSE_ALREADY = "it is sparse already, and model.load_state_dict(state_dict) takes over another topology"
-"""Why a layer cannot become sparse at the connections of another model."""
-
-Density = float | Mapping[str, float] | Callable[[Shape], float]
-
 
 class Decision(NamedTuple):
     """What becomes of each linear map of a model.
 
-    candidates: the dense ones.
+    maps: the dense ones.
     reasons: why those that stay dense do.
-    counts: connections in the end: of those that become sparse, and of sparse layers that are pruned further.
-    flat: the connections at first, where they are given.
+    first: of each that becomes sparse, its connections at first: how many, or which (sorted flat indices).
+    existing: the layers that are sparse already, and go on.
+    pruned: the names of those of them that share the density, and are pruned down to it.
+    targets: connections in the end, of all that are sparse then.
     """
 
-    candidates: dict[str, Candidate]
-    reasons: dict[str, str]
-    counts: dict[str, int]
-    flat: dict[str, Tensor]
+    maps: dict[str, LinearMap]
+    reasons: dict[str, Reason]
+    first: dict[str, int | Tensor]
+    existing: dict[str, SparseLinear]
+    pruned: set[str]
+    targets: dict[str, int]
 
-
-def plan(
-    model: nn.Module,
-    density: Density | None = None,
-    *,
-    optimizer: Any = None,
-    distribution: Distribution = erdos_renyi,
-    skip: Iterable[str] = (),
-    start: Start = "random",
-    evolution: Evolution = SET(),  # noqa: B008  (frozen)
-) -> Report:
-    """Tell what `sparsify` would do with the same arguments, without doing it.
-
-    Args:
-        model, density, distribution, skip, start: as for `sparsify`.
-        optimizer: one or several, as for `sparsify`; None takes every trainable layer as held by one.
-        evolution: as for `sparsify`; one that prunes takes layers that are sparse already further down, and the table
-            shows what they have in the end.
-    Returns:
-        a Report; `print` it for a table.
-    Raises:
-        ValueError, TypeError: as `sparsify`.
-    """
-    starts.check(start)
-    if not isinstance(evolution, Evolution):
-        raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
-    prunes = evolution.start_density is not None
-    if not starts.is_by_density(start):
-        starts.check_density(start, density, prunes)
-    elif density is None:
-        raise TypeError(f"density must be given. {WAYS}")
-    single = optimizer is not None and not isinstance(optimizer, Sequence)
-    optimizers: Any = [optimizer] if single else optimizer
-    going_on = starts.existing(model, None if optimizers is None else holders.parameters(*optimizers)) if prunes else {}
-    decision = decide(model, density, optimizers, distribution, skip, start, going_on)
-    if not decision.counts and FULL not in decision.reasons.values():
-        check_dense(model)
-    return report(model, decision.candidates, decision.reasons.get, decision.counts.__getitem__, decision.counts.get)
+    @property
+    def is_all_full(self) -> bool:
+        """Whether some map stays dense only because its share of the density reaches all its places."""
+        return any(reason.kind is Kind.FULL for reason in self.reasons.values())
 
 
 def decide(
     model: nn.Module,
     density: Density | None,
     optimizers: Sequence[object] | None,
+    evolution: Evolution,
     distribution: Distribution,
     skip: Iterable[str],
     start: Start,
-    going_on: Mapping[str, SparseLinear],
 ) -> Decision:
-    """Decide for every linear map of `model`: sparse with how many connections, or left dense and why.
+    """Decide; the arguments are those of `sparsify`.
 
     Args:
-        density: what remains in the end; None for the connections that `start` gives.
-        optimizers: that hold the parameters; None takes every trainable layer as held.
-        going_on: sparse layers that are pruned further: they share the density, and begin as they are.
-        model, distribution, skip, start: as for `sparsify`.
+        optimizers: that hold the parameters, none to serve the model without; None takes every trainable layer as held.
     Raises:
         ValueError, TypeError: as `sparsify`.
     """
-    refuse_model(model)
-    candidates, sparse = find(model), starts.existing(model, None)
+    check_module(model)
+    serves = optimizers is not None and not optimizers
+    prunes = not serves and evolution.start_density is not None
+    sparse = starts.existing(model, None)
+    existing = {} if serves else starts.existing(model, None if optimizers is None else holders.parameters(*optimizers))
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    _check_globs("skip", skip, [*candidates, *sparse])
-    reasons = why_dense(model, candidates, optimizers)
-    skipped = {name for name in (*candidates, *sparse) if any(names(glob, name) for glob in skip)}
-    for name in skipped & candidates.keys():
+    if not starts.is_by_density(start):
+        starts.check_density(start, density, prunes)
+        if isinstance(start, Mapping) and skip:
+            raise ValueError(starts.GIVEN_WITH_STATE_DICT)
+    elif density is None:
+        return _go_on(model, existing, prunes, bool(sparse))
+    refuse_model(model)
+    maps = find(model)
+    check_globs("skip", skip, [*maps, *sparse])
+    reasons = why_dense(model, maps, optimizers or None)
+    skipped = {name for name in (*maps, *sparse) if any(names(glob, name) for glob in skip)}
+    for name in skipped & maps.keys():
         reasons.setdefault(name, SKIPPED)
     flat: dict[str, Tensor] = {}
     if not starts.is_by_density(start):
-        trains = optimizers is not None and len(optimizers) > 0
         known = reasons | dict.fromkeys(sparse, SPARSE_ALREADY)
-        flat = starts.given_topologies(start, candidates, known, aliases(model), trains)
+        flat = starts.given_topologies(start, maps, known, aliases(model), bool(optimizers))
         reasons = {name: reason for name, reason in reasons.items() if name not in flat}
-        for name in candidates.keys() - flat.keys():
+        for name in maps.keys() - flat.keys():
             if density is None or start != "nonzero":
-                reasons.setdefault(name, FULL if start == "nonzero" else "it is dense in start")
-    most = {name: len(places) for name, places in flat.items()}
+                reasons.setdefault(name, FULL if start == "nonzero" else DENSE_IN_START)
+    kept = {name: layer.nnz for name, layer in existing.items()}
     if density is None:
-        return Decision(candidates, reasons, most, flat)
-    eligible = {name: candidate.shape for name, candidate in candidates.items() if name not in reasons}
-    pruned = {name: layer for name, layer in going_on.items() if name not in skipped}
-    most |= {name: layer.nnz for name, layer in pruned.items()}
+        return Decision(maps, reasons, {**flat}, existing, set(), kept | {n: len(places) for n, places in flat.items()})
+    pruned = {name: layer for name, layer in existing.items() if prunes and name not in skipped}
+    most = {name: len(places) for name, places in flat.items()} | {name: layer.nnz for name, layer in pruned.items()}
+    eligible = {name: linear_map.shape for name, linear_map in maps.items() if name not in reasons}
     shapes = eligible | {name: layer.shape for name, layer in pruned.items()}
-    counts = _at_most(most, density, shapes, distribution, [*candidates, *pruned])
+    counts = at_most(most, density, shapes, distribution, [*maps, *pruned])
     for name, shape in eligible.items():
         if name not in counts:
-            reasons[name] = "no glob of density names it"
+            reasons[name] = NOT_NAMED
         elif counts[name] == shape[0] * shape[1]:
             reasons[name] = FULL
-    counts = {name: count for name, count in counts.items() if name not in reasons}
-    return Decision(candidates, reasons, counts, flat)
+    ends = {name: counts[name] for name in eligible if name not in reasons}
+    targets = kept | {name: count for name, count in counts.items() if name not in reasons}
+    first: dict[str, int | Tensor] = {**ends}
+    if flat or (existing and prunes):  # pruning begins with the model as it is: what is dense, with all its places
+        first = {name: flat.get(name, shapes[name][0] * shapes[name][1]) for name in ends}
+    elif prunes and evolution.start_density is not None:
+        full = {name: counts[name] for name in eligible if reasons.get(name) is FULL}
+        counted = {name: shapes[name] for name in (*ends, *full)}
+        firsts = first_connections(ends | full, counted, density, evolution.start_density, distribution)
+        first = {name: firsts[name] for name in ends}
+    return Decision(maps, reasons, first, existing, set(pruned), targets)
+
+
+def check_something_changes(
+    model: nn.Module, density: Density | None, decision: Decision, start: Start, table: Callable[[], object]
+) -> None:
+    """Raise ValueError unless a layer becomes sparse or is pruned further, or another algorithm or optimizer comes.
+
+    Args:
+        table: gives one of what stays dense, and why.
+    """
+    if decision.first or (density is None and decision.existing and starts.is_by_density(start)):
+        return
+    if decision.pruned:
+        if all(decision.targets[name] == decision.existing[name].nnz for name in decision.pruned):
+            raise ValueError(
+                f"density must be lower than that of the sparse layers, got {density}: nothing would be pruned."
+            )
+        return
+    check_dense(model)
+    if start == "nonzero" or not decision.is_all_full:
+        what = "with weights that are zero" if start == "nonzero" else "that can be sparse"
+        raise ValueError(f"model must hold an nn.Linear {what}, got none.\n{table()}")
 
 
 def check_dense(model: nn.Module) -> None:
@@ -156,84 +161,12 @@ def check_dense(model: nn.Module) -> None:
             raise ValueError(f"model must be dense, got SparseLinear in layer {name!r}. {IS_SPARSE}")
 
 
-def summary(model: nn.Module) -> Report:
-    """Tell what `model` is now: each layer's shape, density, connections, bytes and dead units (in the table: units
-    without inputs + units without outputs).
-
-    Returns:
-        a Report; `print` it for a table.
-    """
-    candidates = find(model)
-    kinds = {name: type(candidate.owner).__name__ for name, candidate in candidates.items()}
-    return report(model, candidates, lambda name: f"it is an ordinary {kinds[name]}", lambda name: 0)
-
-
-def names(glob: str, name: str) -> bool:
-    """Whether `glob` names the module `name` or one that contains it."""
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[: depth + 1]), glob) for depth in range(len(parts)))
-
-
-def connections(
-    density: Density, shapes: Mapping[str, Shape], distribution: Distribution, linears: Iterable[str]
-) -> dict[str, int]:
-    """Connections of each layer that `density` covers."""
-    if isinstance(density, Mapping):
-        for glob, value in density.items():
-            check_density(value, f" for {glob!r}")
-        _check_globs("density", tuple(density), linears)
-        matches = {name: [value for glob, value in density.items() if names(glob, name)] for name in shapes}
-        return {name: connection_count(found[0], shapes[name]) for name, found in matches.items() if found}
-    if callable(density):
-        own = {name: check_density(density(shape), f" in layer {name!r}") for name, shape in shapes.items()}
-        return {name: connection_count(value, shapes[name]) for name, value in own.items()}
-    return _exact(distribution(shapes, check_density(density)), shapes)
-
-
-def _at_most(
-    most: Mapping[str, int],
-    density: Density,
-    shapes: Mapping[str, Shape],
-    distribution: Distribution,
-    linears: Iterable[str],
-) -> dict[str, int]:
-    """Connections of each layer that `density` covers, of some at most as many as they have.
-
-    What these cannot take of a density for all together is shared out among the others.
-    """
-    counts = connections(density, shapes, distribution, linears)
-    if isinstance(density, Mapping) or callable(density):
-        return {name: min(count, most.get(name, count)) for name, count in counts.items()}
-    budget, found = sum(counts.values()), dict[str, int]()
-    while over := {name: most[name] for name, count in counts.items() if count > most.get(name, count)}:
-        found |= over
-        rest = {name: shape for name, shape in shapes.items() if name not in found}
-        places = sum(shape[0] * shape[1] for shape in rest.values())
-        left = (budget - sum(found.values())) / max(1, places)
-        counts = connections(min(1.0, left), rest, distribution, rest) if rest else {}
-    return found | counts
-
-
-def _exact(densities: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """Whole connections of each layer, whose sum is the nearest to the densities' (largest remainder)."""
-    if uncovered := shapes.keys() - densities.keys():
-        raise ValueError(f"distribution must give every layer a density, got none for {sorted(uncovered)}.")
-    wanted = {
-        name: check_density(densities[name], f" in layer {name!r}") * shape[0] * shape[1]
-        for name, shape in shapes.items()
-    }
-    counts = {name: max(1, math.floor(value + 1e-6)) for name, value in wanted.items()}
-    missing = round(sum(wanted.values())) - sum(counts.values())
-    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
-    for name in by_remainder[: max(0, missing)]:
-        counts[name] += 1
-    return counts
-
-
-def _check_globs(argument: str, globs: Sequence[str], layers: Iterable[str]) -> None:
-    layers = list(layers)
-    for glob in globs:
-        if not isinstance(glob, str):
-            raise TypeError(f"{argument} must hold module-name globs, got {glob!r}.")
-        if not any(names(glob, name) for name in layers):
-            raise ValueError(f"{argument} must name linear layers, got {glob!r}, which names none of {layers}.")
+def _go_on(model: nn.Module, existing: dict[str, SparseLinear], prunes: bool, is_sparse: bool) -> Decision:
+    """Where no density is given: with the layers that are sparse already, by another algorithm or optimizer."""
+    if not existing:
+        raise TypeError(f"density must be given. {f'{WAYS} {IS_SPARSE}' if is_sparse else WAYS}")
+    if prunes:
+        raise ValueError("density must be given where evolution prunes, got none: it is where pruning ends.")
+    maps = find(model)
+    reasons = dict.fromkeys(maps, WITHOUT_DENSITY)
+    return Decision(maps, reasons, {}, existing, set(), {name: layer.nnz for name, layer in existing.items()})

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -9,12 +11,33 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sparsify import kernels
 from sparsify.conversion import adapters
-from sparsify.conversion.linear_maps import EVERYTHING, Candidate, pruned
+from sparsify.conversion.linear_maps import EVERYTHING, LinearMap, pruned
 from sparsify.distributed import SHARDED
 from sparsify.torch_private import has_hooks
 from sparsify.training import holders
 
-FROZEN = "it is frozen"
+
+class Kind(Enum):
+    """What code asks of a reason; users read its words."""
+
+    FROZEN = auto()
+    SKIPPED = auto()
+    FULL = auto()
+    OTHER = auto()
+
+
+class Reason(NamedTuple):
+    """Why a linear map stays dense.
+
+    words: for the user.
+    kind: for code.
+    """
+
+    words: str
+    kind: Kind = Kind.OTHER
+
+
+FROZEN = Reason("it is frozen", Kind.FROZEN)
 """The reason of a layer whose weight does not train."""
 
 HARMLESS = {
@@ -27,10 +50,14 @@ HARMLESS = {
 """What a subclass may define, and a sparse layer in its place does without: how it is made, and how it is shown."""
 
 
-def refuse_model(model: object) -> None:
-    """Raise if `model` as a whole cannot be made sparse."""
+def check_module(model: object) -> None:
+    """Raise TypeError unless `model` is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Raise if `model` as a whole cannot be made sparse."""
     for name, module in model.named_modules():
         where = f" in layer {name!r}" if name else ""
         if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -45,8 +72,8 @@ def refuse_model(model: object) -> None:
 
 
 def why_dense(
-    model: nn.Module, candidates: Mapping[str, Candidate], optimizers: Sequence[object] | None
-) -> dict[str, str]:
+    model: nn.Module, maps: Mapping[str, LinearMap], optimizers: Sequence[object] | None
+) -> dict[str, Reason]:
     """The reason of each linear map that cannot be sparse, whatever the density.
 
     Args:
@@ -60,8 +87,8 @@ def why_dense(
 
     of_adapters = adapters.why_dense(model)
 
-    def why(candidate: Candidate) -> str | None:
-        owner, linear = candidate.owner, candidate.linear
+    def why(linear_map: LinearMap) -> str | Reason | None:
+        owner, linear = linear_map.owner, linear_map.linear
         if (adapter := of_adapters.get(owner)) == adapters.UNDER_PEFT and not linear.weight.requires_grad:
             return FROZEN
         if adapter is not None:
@@ -80,12 +107,12 @@ def why_dense(
                 return own
         if linear._parameters.keys() - {"weight", "bias"} or linear._buffers or linear._modules:
             return "it holds more than a weight and a bias"
-        weight = owner.get_parameter(candidate.weight)
+        weight = owner.get_parameter(linear_map.weight)
         if type(weight) is not nn.Parameter:
             return f"its weight is a {type(weight).__name__}"
         if owners[id(weight)] > 1:
             return "its weight is tied to another module's"
-        if candidate.bias_rows != EVERYTHING and owners[id(getattr(owner, candidate.bias))] > 1:
+        if linear_map.bias_rows != EVERYTHING and owners[id(getattr(owner, linear_map.bias))] > 1:
             return "its bias is tied to another module's"
         if not weight.requires_grad:
             return FROZEN
@@ -101,8 +128,9 @@ def why_dense(
             return "the optimizer does not hold all of its attention, which is split: name all optimizers in one call"
         return None
 
-    found = {name: why(candidate) for name, candidate in candidates.items()}
-    return {name: reason for name, reason in found.items() if reason is not None}
+    found = {name: why(linear_map) for name, linear_map in maps.items()}
+    given = {name: reason for name, reason in found.items() if reason is not None}
+    return {name: Reason(reason) if isinstance(reason, str) else reason for name, reason in given.items()}
 
 
 def _own_members(kind: type) -> str | None:

@@ -12,20 +12,20 @@ from sparsify.layers.adoption import adopt
 EVERYTHING = slice(None)
 
 
-class Candidate(NamedTuple):
+class LinearMap(NamedTuple):
     """One weight matrix that acts as a linear map.
 
     owner: the module that is replaced where it becomes sparse: an nn.Linear, a Conv1D of Hugging Face's, or the
         nn.MultiheadAttention of which it is a projection.
     linear: the same map as an nn.Linear: the owner itself, or one that views the owner's weight.
-    part: its name within the owner; "" where it is all of it.
+    projection: its name within the owner; "" where it is all of it.
     weight, bias: names of the owner's parameters that hold it, and which of their rows do.
     transposed: whether the owner's weight is (in_features, out_features).
     """
 
     owner: nn.Module
     linear: nn.Linear
-    part: str = ""
+    projection: str = ""
     weight: str = "weight"
     weight_rows: slice = EVERYTHING
     bias: str = "bias"
@@ -39,7 +39,7 @@ class Candidate(NamedTuple):
 
     def within(self, name: str) -> str:
         """The name of a parameter of the layer that takes its place, as seen from the owner."""
-        return f"{self.part}.{name}" if self.part else name
+        return f"{self.projection}.{name}" if self.projection else name
 
     def of_weight(self, tensor: Tensor) -> Tensor:
         """Its part (out_features, in_features) of a tensor that has the shape of the owner's weight."""
@@ -50,12 +50,12 @@ class Candidate(NamedTuple):
         return tensor[self.bias_rows].clone()
 
 
-def find(model: nn.Module) -> dict[str, Candidate]:
+def find(model: nn.Module) -> dict[str, LinearMap]:
     """Every linear map of `model`, by the name of the sparse layer that may take its place."""
-    found: dict[str, Candidate] = {}
+    found: dict[str, LinearMap] = {}
     for name, module in model.named_modules():
-        for candidate in of(module):
-            found.setdefault(f"{name}.{candidate.part}".strip("."), candidate)
+        for linear_map in of(module):
+            found.setdefault(f"{name}.{linear_map.projection}".strip("."), linear_map)
     return found
 
 
@@ -65,42 +65,48 @@ def aliases(model: nn.Module) -> dict[str, str]:
     other: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name != first[id(module)]:
-            for candidate in of(module):
-                other[f"{name}.{candidate.part}".strip(".")] = f"{first[id(module)]}.{candidate.part}".strip(".")
+            for linear_map in of(module):
+                other[f"{name}.{linear_map.projection}".strip(".")] = (
+                    f"{first[id(module)]}.{linear_map.projection}".strip(".")
+                )
     return other
 
 
-def of(module: nn.Module) -> Iterator[Candidate]:
+def of(module: nn.Module) -> Iterator[LinearMap]:
     """The linear maps that go where `module` goes."""
     if isinstance(module, nn.MultiheadAttention):
         if _computes_as_torch(module):
             yield from _of_attention(module)
     elif isinstance(module, nn.Linear):
-        yield Candidate(module, module)
+        yield LinearMap(module, module)
     elif _is_conv1d(module) and (names := _parameter_names(module, "weight", "bias")):
         weight, bias = map(module.get_parameter, names)
         linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
-        conv1d = Candidate(module, linear, weight=names[0], bias=names[1], transposed=True)
+        conv1d = LinearMap(module, linear, weight=names[0], bias=names[1], transposed=True)
         conv1d.linear.weight, conv1d.linear.bias = _view(weight, conv1d.of_weight), bias
         adopt(conv1d.linear, module)
         yield conv1d
 
 
-def _of_attention(attention: nn.MultiheadAttention) -> Iterator[Candidate]:
+def _of_attention(attention: nn.MultiheadAttention) -> Iterator[LinearMap]:
     size, bias = attention.embed_dim, attention.in_proj_bias is not None
     widths = {"q_proj": size, "k_proj": attention.kdim, "v_proj": attention.vdim}
-    for number, (part, width) in enumerate(widths.items()):
+    for number, (projection, width) in enumerate(widths.items()):
         rows = slice(number * size, (number + 1) * size)
-        whole = ("in_proj_weight", rows) if attention.in_proj_weight is not None else (f"{part}_weight", EVERYTHING)
+        whole = (
+            ("in_proj_weight", rows) if attention.in_proj_weight is not None else (f"{projection}_weight", EVERYTHING)
+        )
         linear = nn.Linear(width, size, bias=bias, device="meta").train(attention.training)
         held = _parameter_names(attention, whole[0], *(["in_proj_bias"] if bias else []))
-        candidate = Candidate(attention, linear, part, held[0], whole[1], held[-1] if bias else "in_proj_bias", rows)
-        linear.weight = _view(attention.get_parameter(candidate.weight), candidate.of_weight)
+        linear_map = LinearMap(
+            attention, linear, projection, held[0], whole[1], held[-1] if bias else "in_proj_bias", rows
+        )
+        linear.weight = _view(attention.get_parameter(linear_map.weight), linear_map.of_weight)
         if bias:
-            linear.bias = _view(attention.get_parameter(candidate.bias), candidate.of_bias)
-        yield candidate
+            linear.bias = _view(attention.get_parameter(linear_map.bias), linear_map.of_bias)
+        yield linear_map
     weight, *_ = _parameter_names(attention.out_proj, "weight")
-    yield Candidate(attention, attention.out_proj, "out_proj", f"out_proj.{weight}", bias="out_proj.bias")
+    yield LinearMap(attention, attention.out_proj, "out_proj", f"out_proj.{weight}", bias="out_proj.bias")
 
 
 def _computes_as_torch(attention: nn.MultiheadAttention) -> bool:

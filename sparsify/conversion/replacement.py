@@ -7,31 +7,31 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from sparsify.conversion.linear_maps import Candidate
+from sparsify.conversion.linear_maps import LinearMap
 from sparsify.conversion.transfer import Piece, Pieces
 from sparsify.layers.attention import Projection, SparseMultiheadAttention
 from sparsify.layers.linear import SparseLinear
 
 
 def assemble(
-    candidates: Mapping[str, Candidate], layers: Mapping[str, SparseLinear]
+    maps: Mapping[str, LinearMap], layers: Mapping[str, SparseLinear]
 ) -> tuple[dict[nn.Module, nn.Module], Pieces]:
     """Make what takes the place of every module that has become sparse in part; nothing is changed yet.
 
     Args:
-        candidates: the linear maps of a model, by name.
+        maps: the linear maps of a model, by name.
         layers: the sparse layers of those that become sparse.
     Returns:
         old module -> new module, and what becomes of their parameters.
     """
-    owners = {candidates[name].owner for name in layers}
+    owners = {maps[name].owner for name in layers}
     modules: dict[nn.Module, dict[str, Projection]] = defaultdict(dict)
     pieces: dict[nn.Parameter, list[Piece]] = defaultdict(list)
-    for name, candidate in candidates.items():
-        if candidate.owner in owners:
-            modules[candidate.owner][candidate.part] = layers.get(name) or _left_dense(candidate)
-            for piece in _pieces(candidate, modules[candidate.owner][candidate.part]):
-                old = candidate.owner.get_parameter(piece.old_name)
+    for name, linear_map in maps.items():
+        if linear_map.owner in owners:
+            modules[linear_map.owner][linear_map.projection] = layers.get(name) or _left_dense(linear_map)
+            for piece in _pieces(linear_map, modules[linear_map.owner][linear_map.projection]):
+                old = linear_map.owner.get_parameter(piece.old_name)
                 vars(piece.parameter).update(piece.of(vars(old), old))  # marks such as no_weight_decay
                 pieces[old].append(piece)
     return {owner: _assembled(owner, parts) for owner, parts in modules.items()}, pieces
@@ -52,27 +52,27 @@ def replace_modules(model: nn.Module, replaced: Mapping[nn.Module, nn.Module], u
             _set(module, "use_nested_tensor", False, undo)
 
 
-def _pieces(candidate: Candidate, layer: Projection) -> Iterator[Piece]:
+def _pieces(linear_map: LinearMap, layer: Projection) -> Iterator[Piece]:
     """What the parameters of `layer` take the place of, where they are new."""
     if isinstance(layer, SparseLinear):
         flat = layer.flat()
-        take = partial(_at, candidate, flat)
-        scale = _scale(layer.values.detach(), take(candidate.owner.get_parameter(candidate.weight).detach()))
-        yield Piece(layer.values, candidate.weight, candidate.within("values"), take, scale)
-    elif layer.weight is not candidate.owner.get_parameter(candidate.weight):
+        take = partial(_at, linear_map, flat)
+        scale = _scale(layer.values.detach(), take(linear_map.owner.get_parameter(linear_map.weight).detach()))
+        yield Piece(layer.values, linear_map.weight, linear_map.within("values"), take, scale)
+    elif layer.weight is not linear_map.owner.get_parameter(linear_map.weight):
         yield Piece(
-            layer.get_parameter("weight"), candidate.weight, candidate.within("weight"), partial(_whole, candidate)
+            layer.get_parameter("weight"), linear_map.weight, linear_map.within("weight"), partial(_whole, linear_map)
         )
-    if layer.bias is not None and layer.bias is not candidate.owner.get_parameter(candidate.bias):
-        yield Piece(layer.get_parameter("bias"), candidate.bias, candidate.within("bias"), candidate.of_bias)
+    if layer.bias is not None and layer.bias is not linear_map.owner.get_parameter(linear_map.bias):
+        yield Piece(layer.get_parameter("bias"), linear_map.bias, linear_map.within("bias"), linear_map.of_bias)
 
 
-def _at(candidate: Candidate, flat: Tensor, tensor: Tensor) -> Tensor:
-    return candidate.of_weight(tensor).flatten()[flat]
+def _at(linear_map: LinearMap, flat: Tensor, tensor: Tensor) -> Tensor:
+    return linear_map.of_weight(tensor).flatten()[flat]
 
 
-def _whole(candidate: Candidate, tensor: Tensor) -> Tensor:
-    return candidate.of_weight(tensor).clone()
+def _whole(linear_map: LinearMap, tensor: Tensor) -> Tensor:
+    return linear_map.of_weight(tensor).clone()
 
 
 def _scale(new: Tensor, old: Tensor) -> float:
@@ -83,10 +83,10 @@ def _scale(new: Tensor, old: Tensor) -> float:
     return float(new[largest] / old[largest]) if old[largest] else 1.0
 
 
-def _left_dense(candidate: Candidate) -> nn.Linear:
+def _left_dense(linear_map: LinearMap) -> nn.Linear:
     """The linear map as a layer of its own, where others of its owner become sparse."""
-    linear, weight = candidate.linear, candidate.linear.weight
-    if weight is not candidate.owner.get_parameter(candidate.weight):  # a view would keep all of it in memory
+    linear, weight = linear_map.linear, linear_map.linear.weight
+    if weight is not linear_map.owner.get_parameter(linear_map.weight):  # a view would keep all of it in memory
         linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
         linear.weight.grad = None if weight.grad is None else weight.grad.clone()
     return linear

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sparsify.conversion.linear_maps import Candidate
+from sparsify.conversion.linear_maps import LinearMap
 from sparsify.conversion.speed import speed_up
 from sparsify.layers.attention import SparseMultiheadAttention
 from sparsify.layers.linear import SparseLinear
@@ -100,26 +100,28 @@ class Report:
 
 def report(
     model: nn.Module,
-    candidates: Mapping[str, Candidate],
+    maps: Mapping[str, LinearMap],
     reason_of: Callable[[str], str | None],
-    nnz_of: Callable[[str], int],
-    left_of: Callable[[str], int | None] = lambda name: None,
+    targets: Mapping[str, int],
 ) -> Report:
     """One row for each weight matrix: what is sparse, what can be, and what cannot.
 
     Args:
-        left_of: layer that is sparse already -> connections in the end; None where it stays as it is.
+        reason_of: linear map -> why it stays dense, None where it does not.
+        targets: connections in the end; a sparse layer that is not there stays as it is.
     """
     rows: list[LayerReport] = []
-    owned: dict[nn.Module, dict[str, Candidate]] = defaultdict(dict)
-    for name, candidate in candidates.items():
-        owned[candidate.owner][name] = candidate
+    owned: dict[nn.Module, dict[str, LinearMap]] = defaultdict(dict)
+    for name, linear_map in maps.items():
+        owned[linear_map.owner][name] = linear_map
     inside = {part for owner in owned for part in owner.modules()}
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
-            rows.append(_sparse_row(name, module, left_of(name)))
+            rows.append(_sparse_row(name, module, targets.get(name)))
         elif module in owned:
-            rows += [_row(key, candidate, reason_of(key), nnz_of) for key, candidate in owned[module].items()]
+            rows += [
+                _row(key, linear_map, reason_of(key), targets.get(key, 0)) for key, linear_map in owned[module].items()
+            ]
         elif module not in inside and not isinstance(module, SparseMultiheadAttention):
             rows += _other_rows(name, module)
     return Report(tuple(rows), _counted_again(model))
@@ -147,12 +149,11 @@ def _sparse_row(name: str, layer: SparseLinear, left: int | None) -> LayerReport
     return LayerReport(name, type(layer).__name__, layer.shape, nnz, held, dense_bytes, None, faster, *dead)
 
 
-def _row(name: str, candidate: Candidate, reason: str | None, nnz_of: Callable[[str], int]) -> LayerReport:
-    kind, shape, size = type(candidate.owner).__name__, candidate.shape, candidate.linear.weight.element_size()
+def _row(name: str, linear_map: LinearMap, reason: str | None, nnz: int) -> LayerReport:
+    kind, shape, size = type(linear_map.owner).__name__, linear_map.shape, linear_map.linear.weight.element_size()
     places = shape[0] * shape[1]
     if reason is not None:
         return LayerReport(name, kind, shape, places, places * size, places * size, reason)
-    nnz = nnz_of(name)
     held = nnz * size + index_bytes(nnz, shape)
     return LayerReport(name, kind, shape, nnz, held, places * size, None, speed_up(shape, nnz))
 

@@ -9,7 +9,7 @@ of the two differs much less than either.
 """
 
 from sparsify.kernels import native
-from sparsify.kernels.choice import available
+from sparsify.kernels.dispatch import available
 from sparsify.topology import Shape
 
 SPARSE = {

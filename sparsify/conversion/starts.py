@@ -6,8 +6,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sparsify.conversion import eligibility
-from sparsify.conversion.linear_maps import Candidate
+from sparsify.conversion.eligibility import Kind, Reason
+from sparsify.conversion.linear_maps import LinearMap
 from sparsify.layers import checkpoint
 from sparsify.layers.linear import SparseLinear
 from sparsify.topology import Shape
@@ -18,7 +18,7 @@ Start = Literal["random", "magnitude", "nonzero"] | Mapping[str, Any] | nn.Modul
 
 BY_DENSITY = ("random", "magnitude")
 
-SKIPPED = "skip names it"
+SKIPPED = Reason("skip names it", Kind.SKIPPED)
 """The reason of a layer that the user leaves dense."""
 
 GIVEN_WITH_STATE_DICT = "density and skip must not be given where start is a state dict, which says what is sparse."
@@ -63,8 +63,8 @@ def check_density(start: Start, density: object, prunes: bool) -> None:
 
 def given_topologies(
     start: Start,
-    candidates: Mapping[str, Candidate],
-    reasons: Mapping[str, str],
+    maps: Mapping[str, LinearMap],
+    reasons: Mapping[str, Reason],
     aliases: Mapping[str, str],
     trains: bool,
 ) -> dict[str, Tensor]:
@@ -72,32 +72,32 @@ def given_topologies(
 
     Args:
         start: neither "random" nor "magnitude".
-        candidates: the linear maps of the model.
+        maps: the linear maps of the model.
         reasons: why some of them cannot be sparse.
-        aliases: other names of linear maps -> theirs among the candidates.
+        aliases: other names of linear maps -> theirs among the maps.
         trains: whether there is an optimizer; without one, frozen layers may be sparse too.
     Raises:
         ValueError: `start` holds no sparse layer, or one that the model cannot have.
     """
     if isinstance(start, str):
-        found = {name: _nonzero(candidate) for name, candidate in candidates.items() if name not in reasons}
+        found = {name: _nonzero(linear_map) for name, linear_map in maps.items() if name not in reasons}
         return {name: flat for name, flat in found.items() if flat is not None}
-    theirs = dict(_of_state_dict(start, candidates, aliases) if isinstance(start, Mapping) else _of_model(start))
+    theirs = dict(_of_state_dict(start, maps, aliases) if isinstance(start, Mapping) else _of_model(start))
     if not theirs:
         raise ValueError(_without_sparse_layers(start))
     given: dict[str, Tensor] = {}
     for other, (shape, flat) in theirs.items():
         name = aliases.get(other, other)
         reason = reasons.get(name)
-        if reason == SKIPPED:
+        if reason is not None and reason.kind is Kind.SKIPPED:
             continue
-        to_serve = not trains and reason == eligibility.FROZEN
-        if name not in candidates or flat is None or (reason is not None and not to_serve):
-            why = reason or "the model has no such linear layer"
+        to_serve = not trains and reason is not None and reason.kind is Kind.FROZEN
+        if name not in maps or flat is None or (reason is not None and not to_serve):
+            why = "the model has no such linear layer" if reason is None else reason.words
             raise ValueError(f"model must be able to have the sparse layers of start, got none at {other!r}: {why}.")
-        if candidates[name].shape != shape:
+        if maps[name].shape != shape:
             raise ValueError(
-                f"model must have the shapes of start, got {candidates[name].shape} in layer {name!r}, there {shape}."
+                f"model must have the shapes of start, got {maps[name].shape} in layer {name!r}, there {shape}."
             )
         if not given.setdefault(name, flat).equal(flat):
             raise ValueError(
@@ -115,14 +115,14 @@ def _without_sparse_layers(start: Mapping[str, Any] | nn.Module) -> str:
 
 
 def _of_state_dict(
-    state_dict: Mapping[str, Any], candidates: Mapping[str, Candidate], aliases: Mapping[str, str]
+    state_dict: Mapping[str, Any], maps: Mapping[str, LinearMap], aliases: Mapping[str, str]
 ) -> Iterator[tuple[str, tuple[Shape, Tensor | None]]]:
     for prefix in checkpoint.sparse_layers(state_dict):
         name = prefix.removesuffix(".")
-        if (candidate := candidates.get(aliases.get(name, name))) is None:
+        if (linear_map := maps.get(aliases.get(name, name))) is None:
             yield name, ((0, 0), None)
         else:
-            yield name, (candidate.shape, checkpoint.topology_of(state_dict, prefix, candidate.shape))
+            yield name, (linear_map.shape, checkpoint.topology_of(state_dict, prefix, linear_map.shape))
 
 
 def _of_model(model: nn.Module) -> Iterator[tuple[str, tuple[Shape, Tensor | None]]]:
@@ -134,9 +134,9 @@ def _of_model(model: nn.Module) -> Iterator[tuple[str, tuple[Shape, Tensor | Non
             yield name, (module.shape, module.flat())
 
 
-def _nonzero(candidate: Candidate) -> Tensor | None:
+def _nonzero(linear_map: LinearMap) -> Tensor | None:
     """Where a dense weight is not zero; None where it is nowhere zero."""
-    weight = candidate.linear.weight.detach()
+    weight = linear_map.linear.weight.detach()
     if weight.is_meta:
         raise ValueError('start must not be "nonzero" for a model on the meta device: it has no weights.')
     active = (weight != 0).flatten()

@@ -10,7 +10,7 @@ from sparsify import kernels
 from sparsify.checks import check_callable, check_count, check_share, described, is_plain_vector
 from sparsify.evolution.layer_view import LayerView, needing_gradient, needs_gradient
 from sparsify.topology import index
-from sparsify.vectors import common, lowest, merge, places_of_ranks, positions, sample, sample_outside
+from sparsify.vectors import common, free_places, lowest, merge, positions, sample, sample_outside
 from sparsify.written import as_typed, written
 
 GrowthRule = Callable[[LayerView, int], Tensor]
@@ -149,8 +149,8 @@ class feeding_units:
             empty = empty[sample(len(empty), count, layer.generator).to(empty.device)]
         before = inactive.cumsum(0) - inactive
         chance = torch.rand(len(empty), dtype=torch.float64, generator=layer.generator, device="cpu").to(empty.device)
-        rank = before[empty] + (chance * inactive[empty]).long()
-        of_empty = places_of_ranks(layer.flat, rank)
+        number = before[empty] + (chance * inactive[empty]).long()
+        of_empty = free_places(layer.flat, number)
         rest = checked_places(self.rule, _with(layer, of_empty), count - len(of_empty))
         return torch.cat([of_empty, rest]).sort().values
 

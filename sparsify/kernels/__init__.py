@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from sparsify.kernels import autograd, flops  # noqa: F401  (flops registers formulas)
-from sparsify.kernels.choice import available, choose, use
+from sparsify.kernels.dispatch import available, kernel_for, use
 from sparsify.kernels.operands import SUPPORTED
 from sparsify.kernels.recorder import Recorder
 from sparsify.topology import Indices
 
-__all__ = ["SUPPORTED", "Recorder", "available", "gradient_of_values", "linear", "use"]
+__all__ = ["SUPPORTED", "Recorder", "available", "gradient_of_values", "sparse_linear", "use"]
 
 HALF = (torch.bfloat16, torch.float16)
 
 
-def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
+def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias` for a weight of sorted connections; differentiable in input, values and bias.
 
     Shape:
@@ -30,11 +30,11 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
     """
     dtype = input.dtype
     if input.dim() == 2 and dtype not in HALF:
-        return autograd.linear(input, values, bias, indices)
+        return autograd.sparse_linear(input, values, bias, indices)
     if dtype in HALF:
         input, values = input.float(), values.float()
         bias = None if bias is None else bias.float()
-    output = autograd.linear(input.reshape(-1, input.shape[-1]), values, bias, indices)
+    output = autograd.sparse_linear(input.reshape(-1, input.shape[-1]), values, bias, indices)
     return output.view(*input.shape[:-1], output.shape[1]).to(dtype)
 
 
@@ -45,5 +45,5 @@ def gradient_of_values(grad: Tensor, input: Tensor, indices: Indices) -> Tensor:
         grad (batch, out_features), input (batch, in_features); float32 or float64.
     """
     zeros = grad.new_zeros(len(indices.col))
-    result: Tensor = choose(zeros).backward(grad, input, zeros, indices, (False, True, False))[1]
+    result: Tensor = kernel_for(zeros).backward(grad, input, zeros, indices, (False, True, False))[1]
     return result

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsify.kernels import ops, products
-from sparsify.kernels.choice import choose
+from sparsify.kernels.dispatch import kernel_for
 from sparsify.kernels.operands import is_direct, is_traced, is_transformed
 from sparsify.kernels.products import OF_WEIGHT, Needs, Purpose
 from sparsify.kernels.recorder import is_recording
@@ -15,7 +15,7 @@ from sparsify.topology import Indices
 from sparsify.torch_private import is_batched, will_execute
 
 
-def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
+def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias` for input (batch, in_features); the result is contiguous."""
     if bias is not None and bias.dtype != values.dtype:
         raise TypeError(f"bias must have the dtype of the values, {values.dtype}, got {bias.dtype}.")
@@ -28,7 +28,7 @@ def linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices)
         if torch.is_grad_enabled():  # as the operator, with half its overhead
             result = _Linear.apply(input, values, bias, indices, True)  # type: ignore[no-untyped-call]
         else:
-            result = products.forward(choose(values), input, values, bias, indices)
+            result = products.forward(kernel_for(values), input, values, bias, indices)
     elif is_transformed():
         result = ops.Transformed.apply(input, values, bias, *indices)  # type: ignore[no-untyped-call]
     elif _is_exported_to_onnx():
@@ -52,7 +52,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, is_weight: bool
     ) -> Tensor:
         ctx.save_for_backward(input, values)
-        ctx.kernel = choose(values)
+        ctx.kernel = kernel_for(values)
         ctx.indices = indices  # an evolution in between changes the values too, which autograd notices
         ctx.is_weight = is_weight
         return products.forward(ctx.kernel, input, values, bias, indices)

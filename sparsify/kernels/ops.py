@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsify.kernels import native, operands, products
-from sparsify.kernels.choice import choose
+from sparsify.kernels.dispatch import kernel_for
 from sparsify.kernels.operands import is_transformed
 from sparsify.topology import Indices
 from sparsify.torch_private import register_decomposition
@@ -17,7 +17,8 @@ from sparsify.torch_private import register_decomposition
 def _check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:
     """Check what an operator is given: a layer knows its own indices, a graph that came out of a file does not."""
     operands.check(indices, input, values, **rest)
-    if values.is_cpu and choose(values) is not native:  # which looks for itself; and a look at CUDA's would wait for it
+    # Native kernels look themselves; and to look at CUDA's indices would be to wait for them.
+    if values.is_cpu and kernel_for(values) is not native:
         operands.check_range(indices)
 
 
@@ -37,7 +38,7 @@ def linear(
     input, values, bias, *index = operands.plain((input, values, bias, crow, col, ccol, csc_row, csc_order))
     indices = Indices(*index)
     _check(indices, input, values, bias=bias)
-    return products.forward(choose(values), input, values, bias, indices)
+    return products.forward(kernel_for(values), input, values, bias, indices)
 
 
 @linear.register_fake
@@ -74,7 +75,7 @@ def linear_backward(
     indices = Indices(*index)
     _check(indices, input, values, grad=grad)
     first, second, third = needs
-    found = products.backward(choose(values), grad, input, values, indices, (first, second, third))
+    found = products.backward(kernel_for(values), grad, input, values, indices, (first, second, third))
     of_input, of_values, of_bias = (grad.new_empty(0) if gradient is None else gradient for gradient in found)
     return of_input, of_values, of_bias
 

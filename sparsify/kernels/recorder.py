@@ -9,7 +9,7 @@ from weakref import ReferenceType, WeakSet, finalize, ref
 import torch
 from torch import Tensor, nn
 
-from sparsify.kernels.choice import choose
+from sparsify.kernels.dispatch import kernel_for
 from sparsify.kernels.shares import are_near, shares
 from sparsify.topology import Indices
 from sparsify.torch_private import graph_task, version
@@ -49,7 +49,7 @@ class Backward:
         total = torch.zeros_like(values, dtype=self.passes[0][0].dtype)
         for grad, input in self.passes:
             zeros = torch.zeros_like(total)
-            total += choose(zeros).backward(grad, input, zeros, indices, (False, True, False))[1]
+            total += kernel_for(zeros).backward(grad, input, zeros, indices, (False, True, False))[1]
         return total
 
 

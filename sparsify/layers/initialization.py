@@ -18,9 +18,14 @@ def drawn_generator() -> torch.Generator:
 def drawn(shape: Shape, nnz: int, bias: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
     """Draw topology, values and bias of a new layer, on the CPU: nn.Linear's rule, the values at the sparse fan-in."""
     flat = vectors.sample(shape[0] * shape[1], nnz, generator)
-    values, bound = fan_in_uniform(nnz, shape, nnz, generator), 1 / math.sqrt(shape[1])
-    empty = torch.empty(shape[0] if bias else 0, device="cpu")
-    return flat, values, empty.uniform_(-bound, bound, generator=generator) if bias else None
+    values = fan_in_uniform(nnz, shape, nnz, generator)
+    return flat, values, drawn_bias(shape, generator) if bias else None
+
+
+def drawn_bias(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Draw the bias of a new layer, on the CPU: nn.Linear's rule."""
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape[0], device="cpu").uniform_(-bound, bound, generator=generator)
 
 
 def real_device() -> torch.device:

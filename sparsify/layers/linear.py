@@ -1,7 +1,6 @@
 """`SparseLinear`: an nn.Linear that holds its connections only."""
 
 import copy
-import math
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +11,8 @@ from torch.fx import Proxy
 from sparsify import kernels, lazy, topology, vectors
 from sparsify.checks import check_density
 from sparsify.layers.adoption import adopt
-from sparsify.layers.initialization import drawn, drawn_generator, real_device
+from sparsify.layers.from_dense import choose_connections, take_values
+from sparsify.layers.initialization import drawn, drawn_generator
 from sparsify.layers.inputs import checked_input
 from sparsify.layers.layer import SparseLayer
 from sparsify.layers.resetting import prepare_reset
@@ -129,63 +129,42 @@ class SparseLinear(SparseLayer):
             TypeError: density is not a number, with another start.
         Source: Mocanu et al. 2018 (random Erdős-Rényi start).
         """
-        shape = (linear.out_features, linear.in_features)
-        if linear.weight.is_meta and start != "random":
-            raise ValueError(f'start must be "random" for a layer on the meta device, got {start!r}: it has no values.')
+        if start not in ("random", "magnitude", "nonzero"):
+            raise ValueError(f'start must be "random" or "magnitude", or "nonzero" without a density, got {start!r}.')
         if start == "nonzero":
+            if linear.weight.is_meta:
+                raise ValueError(
+                    'start must be "random" for a layer on the meta device, got "nonzero": it has no values.'
+                )
             if density is not None:
                 raise ValueError(f'density must not be given where start is "nonzero", got {density!r}.')
-            return cls.at(linear, vectors.positions((linear.weight.detach() != 0).flatten()))
+            return cls.replacing(linear, vectors.positions((linear.weight.detach() != 0).flatten()))
         if density is None:
             raise TypeError('density must be given, unless start is "nonzero".')
-        if linear.weight.is_meta:
-            return cls._from_meta(linear, density, generator)
-        total = shape[0] * shape[1]
-        nnz = topology.connection_count(check_density(density), shape)
-        weight = linear.weight.detach()
-        if start == "random":
-            generator = generator or drawn_generator()
-            flat = vectors.sample(total, nnz, generator).to(weight.device)
-            scale = math.sqrt(total / nnz)
-        elif start == "magnitude":
-            flat = vectors.lowest(-weight.abs().flatten(), nnz)
-            scale = 1.0
-        else:
-            raise ValueError(f'start must be "random" or "magnitude", or "nonzero" without a density, got {start!r}.')
-        return cls.at(linear, flat, scale)
+        nnz = topology.connection_count(check_density(density), (linear.out_features, linear.in_features))
+        return cls.replacing(linear, nnz, start=start, generator=generator)
 
     @classmethod
-    def at(cls, linear: nn.Linear, flat: Tensor, scale: float = 1.0) -> "SparseLinear":
-        """Make the sparse layer that takes the place of `linear`, at these connections; otherwise as `from_linear`.
-
-        Args:
-            linear: the dense layer. On the meta device it has no values to take over: they are zero.
-            flat: the topology as sorted, unique flat indices, (nnz,) int64.
-            scale: of the dense values.
-        """
-        shape, weight, bias = (linear.out_features, linear.in_features), linear.weight.detach(), linear.bias
-        if weight.is_meta:
-            flat = flat.to(real_device())
-            values = torch.zeros(len(flat), dtype=weight.dtype, device=flat.device)
-            if bias is not None:
-                bias = nn.Parameter(torch.zeros_like(bias, device=flat.device), bias.requires_grad)
-        else:
-            flat = flat.to(weight.device)
-            values = weight.flatten()[flat] * scale
-        layer = cls.from_topology(shape, flat, values, bias)
+    def replacing(
+        cls,
+        linear: nn.Linear,
+        connections: int | Tensor,
+        *,
+        start: Literal["random", "magnitude"] = "random",
+        generator: torch.Generator | None = None,
+    ) -> "SparseLinear":
+        """As `from_linear`, with so many connections, or at these: sorted, unique flat indices (nnz,) int64."""
+        scale = 1.0
+        if isinstance(connections, int):
+            generator = generator or (drawn_generator() if start == "random" else None)
+            connections, scale = choose_connections(linear, connections, start, generator)
+        values, bias = take_values(linear, connections, scale, generator)
+        layer = cls.from_topology(
+            (linear.out_features, linear.in_features), connections.to(values.device), values, bias
+        )
         layer.values.requires_grad_(linear.weight.requires_grad)
         if linear.weight.grad is not None:
-            layer.values.grad = linear.weight.grad.flatten()[flat]
-        adopt(layer, linear)
-        return layer
-
-    @classmethod
-    def _from_meta(cls, linear: nn.Linear, density: float, generator: torch.Generator | None) -> "SparseLinear":
-        bias, dtype = linear.bias is not None, linear.weight.dtype
-        sizes = linear.in_features, linear.out_features
-        layer = cls(*sizes, density, bias, generator=generator, device=real_device(), dtype=dtype)
-        if layer.bias is not None:
-            layer.bias.requires_grad_(linear.bias.requires_grad)
+            layer.values.grad = linear.weight.grad.flatten()[connections.to(values.device)]
         adopt(layer, linear)
         return layer
 
@@ -230,7 +209,7 @@ class SparseLinear(SparseLayer):
         values = self.values if values is None else values
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  (it need not be asked)
         input = checked_input(input, values, self.in_features)
-        return kernels.linear(input, values, bias, indices)
+        return kernels.sparse_linear(input, values, bias, indices)
 
     def to_linear(self) -> nn.Linear:
         """A dense nn.Linear that computes the same; its parameters are copies."""

@@ -64,12 +64,12 @@ int sparsify_digest(const int64_t *flat, int64_t nnz, int threads, int64_t *dige
   return DONE;
 }
 
-// The places of sorted ranks among what sorted `flat` leaves free.
-int sparsify_places(const int64_t *flat, int64_t nnz, const int64_t *rank, int64_t count, int64_t *place) {
+// The places of sorted numbers among what sorted `flat` leaves free: 0 is the first of these.
+int sparsify_places(const int64_t *flat, int64_t nnz, const int64_t *number, int64_t count, int64_t *place) {
   int64_t before = 0;
   for (int64_t i = 0; i < count; i++) {
-    while (before < nnz && flat[before] - before <= rank[i]) before++;
-    place[i] = rank[i] + before;
+    while (before < nnz && flat[before] - before <= number[i]) before++;
+    place[i] = number[i] + before;
   }
   return DONE;
 }

@@ -18,9 +18,9 @@ from sparsify.swap import Change, Swapped
 from sparsify.training import strangers
 from sparsify.training.agreement import check_counts_stay, device_of, tell
 from sparsify.training.evolved_layers import EvolvedLayer
+from sparsify.training.layer_updates import layer_view, prepare_update
 from sparsify.training.optimizer_state import GrownState, Kept
 from sparsify.training.progress import Progress
-from sparsify.training.rewiring import prepare_update, view
 
 Ready = Mapping[str, tuple[Tensor | None, Passes]]
 """Layers that evolve -> gradient of the values, and operands of the backward passes that made it, where kept."""
@@ -64,7 +64,7 @@ def prepare_evolution(
     views, excess = [], []
     for name, layer in layers.items():
         generator = vectors.generator(progress.seed, "evolution", progress.evolutions, name)
-        views.append(view(name, layer, generator, *ready[name], ranks.sum))
+        views.append(layer_view(name, layer, generator, *ready[name], ranks.sum))
         excess.append(progress.excess(algorithm, name, layer.nnz))
     if algorithm.scope is across_layers and excess:  # what rests may have given connections away
         of_all = sum(progress.excess(algorithm, name, each.layer.nnz) for name, each in evolved.items())

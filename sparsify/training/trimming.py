@@ -17,9 +17,9 @@ from sparsify.layers.linear import SparseLinear
 from sparsify.swap import Change, Swap, Swapped
 from sparsify.training import holders
 from sparsify.training.evolving import prepare_evolved
+from sparsify.training.layer_updates import layer_view, prepare_update
 from sparsify.training.optimizer import SparseOptimizer
 from sparsify.training.optimizer_state import Kept
-from sparsify.training.rewiring import prepare_update, view
 
 Trains = Optimizer | SparseOptimizer
 
@@ -78,6 +78,6 @@ def _kept(optimizer: Any) -> Kept:
 
 
 def _trimmed(name: str, layer: SparseLinear, drop_fraction: float) -> Update:
-    seen = view(name, layer, vectors.generator())
+    seen = layer_view(name, layer, vectors.generator())
     dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
     return propose_update(seen, dropped, 0, uniformly)

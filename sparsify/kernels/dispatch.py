@@ -42,7 +42,7 @@ def use(name: str) -> Iterator[None]:
         _forced.reset(before)
 
 
-def choose(values: Tensor) -> ModuleType:
+def kernel_for(values: Tensor) -> ModuleType:
     """The kernel that computes with `values`: the forced one, else the first that serves."""
     forced = _forced.get()
     if forced is not None:

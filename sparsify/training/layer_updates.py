@@ -45,7 +45,7 @@ def prepare_update(
     yield foreign_writes.prepare_observer(layer, update)
 
 
-def view(
+def layer_view(
     name: str,
     layer: SparseMatrix,
     generator: torch.Generator,

@@ -1,0 +1,67 @@
+"""`plan` and `summary`: what `sparsify` would do, and what a model is now, as tables."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from sparsify.conversion import starts
+from sparsify.conversion.decision import Decision, check_dense, decide
+from sparsify.conversion.densities import Density
+from sparsify.conversion.distributions import Distribution, erdos_renyi
+from sparsify.conversion.linear_maps import find
+from sparsify.conversion.report import Report, report
+from sparsify.conversion.starts import Start
+from sparsify.evolution import SET, Evolution
+
+
+def plan(
+    model: nn.Module,
+    density: Density | None = None,
+    *,
+    optimizer: Any = None,
+    distribution: Distribution = erdos_renyi,
+    skip: Iterable[str] = (),
+    start: Start = "random",
+    evolution: Evolution = SET(),  # noqa: B008  (frozen)
+) -> Report:
+    """Tell what `sparsify` would do with the same arguments, without doing it.
+
+    Args:
+        model, density, distribution, skip, start: as for `sparsify`.
+        optimizer: one or several, as for `sparsify`; None takes every trainable layer as held by one.
+        evolution: as for `sparsify`; one that prunes takes layers that are sparse already further down, and the table
+            shows what they have in the end.
+    Returns:
+        a Report; `print` it for a table.
+    Raises:
+        ValueError, TypeError: as `sparsify`.
+    """
+    starts.check(start)
+    if not isinstance(evolution, Evolution):
+        raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
+    single = optimizer is not None and not isinstance(optimizer, Sequence)
+    optimizers: Any = [optimizer] if single else optimizer
+    decision = decide(model, density, optimizers, evolution, distribution, skip, start)
+    goes_on = density is None and starts.is_by_density(start)
+    if not (decision.first or decision.pruned or decision.is_all_full or goes_on):
+        check_dense(model)
+    return report_of(model, decision)
+
+
+def report_of(model: nn.Module, decision: Decision) -> Report:
+    """The table of what is decided for `model`."""
+    reasons = {name: reason.words for name, reason in decision.reasons.items()}
+    return report(model, decision.maps, reasons.get, decision.targets)
+
+
+def summary(model: nn.Module) -> Report:
+    """Tell what `model` is now: each layer's shape, density, connections, bytes and dead units (in the table: units
+    without inputs + units without outputs).
+
+    Returns:
+        a Report; `print` it for a table.
+    """
+    maps = find(model)
+    kinds = {name: type(linear_map.owner).__name__ for name, linear_map in maps.items()}
+    return report(model, maps, lambda name: f"it is an ordinary {kinds[name]}", {})
