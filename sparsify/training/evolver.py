@@ -82,7 +82,7 @@ class Evolver:
 
     def begin_step(self) -> None:
         """Before the optimizer steps: its buffers must belong to the topologies, and all ranks must begin alike."""
-        self._prepare()
+        self._prepare_step()
         if self.old_weights:
             old, self.old_weights = self.old_weights, []
             warn_of_old_weights(old)
@@ -111,7 +111,7 @@ class Evolver:
             self.is_checked = True
         due = self.algorithm.due(progress.step + 1) or progress.catches_up(self.algorithm, self._counts_of_able)
         if progress.due:
-            self._evolve(self._ready(progress.trained, grows=not progress.is_late(self.algorithm)), due)
+            self._evolve(self._ready_layers(progress.trained, grows=not progress.is_late(self.algorithm)), due)
         progress.due = due
         self.gradients.end_step()
         self.watch()
@@ -119,9 +119,9 @@ class Evolver:
 
     def evolve(self) -> Record:
         """Evolve now, whatever the schedule says."""
-        self._prepare()
+        self._prepare_step()
         can_train = self.optimizers.able(self.parameters)
-        ready = self._ready(can_train & (self.progress.trained | self._with_gradient()) or can_train)
+        ready = self._ready_layers(can_train & (self.progress.trained | self._with_gradient()) or can_train)
         if can_train and not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
         with replaced_topologies.saying_afresh(
@@ -142,7 +142,7 @@ class Evolver:
             Swap(replaced_topologies.prepare_reset(reset, self.optimizers.kept(), self.progress), [self]).commit()
             self.ranks.met = False  # they may have drawn different topologies
 
-    def _prepare(self) -> None:
+    def _prepare_step(self) -> None:
         self.make_whole()
         for name, each in self.evolved.items():
             averaging.see_to_copies(name, each.layer)
@@ -169,7 +169,7 @@ class Evolver:
     def _counts_of_able(self) -> dict[str, int]:
         return {name: self.evolved[name].layer.nnz for name in self.optimizers.able(self.parameters)}
 
-    def _ready(self, trained: Collection[str], grows: bool = True) -> Ready:
+    def _ready_layers(self, trained: Collection[str], grows: bool = True) -> Ready:
         """Of the `trained` layers those that can train, and have a gradient where a rule needs it; on all ranks."""
         algorithm, gradients = self.algorithm, self.gradients.made(self.ranks.group is None)
         ready = self.optimizers.able(self.parameters) & set(trained)
@@ -190,7 +190,7 @@ class Evolver:
         updates, changes, owners = prepare_evolution(
             algorithm, progress, self.ranks, self.evolved, ready, kept, fraction, self.grown_state
         )
-        record, noting = progress.noting(fraction, updates, due)
+        record, noting = progress.prepare_record(fraction, updates, due)
         following = [] if due is None else [self.watch]
         Swap([*changes, noting, *following], [self, *owners]).commit()
         return record

@@ -103,5 +103,5 @@ def prepare_evolved(
     stale = each.is_stale
     yield from prepare_update(each.layer, update, grown, None if stale else kept, grown_state, averages)
     if stale:
-        yield from kept.afresh(each.values, update.move(each.values.detach(), grown.to(each.values)))
+        yield from kept.prepare_afresh(each.values, update.move(each.values.detach(), grown.to(each.values)))
     yield each.note_topology

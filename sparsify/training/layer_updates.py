@@ -40,7 +40,7 @@ def prepare_update(
         moved = None if grad is None else there.move(grad, torch.zeros_like(new))
         yield each.prepare_topology(there.flat, there.move(each.values.detach(), new), moved)
     if kept is not None:
-        yield from kept.moves(layer.values, update, grown.to(layer.values), grown_state)
+        yield from kept.prepare_moves(layer.values, update, grown.to(layer.values), grown_state)
     yield averaging.prepare_copies(layer, averages)
     yield foreign_writes.prepare_observer(layer, update)
 

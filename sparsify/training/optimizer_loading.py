@@ -139,7 +139,7 @@ def load(
                 _check_loaded(name, kept.of(values), loaded[0], left)
             if held != loaded:
                 numbers = values.detach() if len(values) == loaded[0] else values.new_zeros(loaded[0])
-                changes += kept.fill(values, numbers, left)
+                changes += kept.prepare_fill(values, numbers, left)
     except Exception:
         optimizer.load_state_dict(backup)
         raise

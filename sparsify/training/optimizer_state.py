@@ -115,7 +115,7 @@ class Kept:
         return fingerprint(*(buffer.tensor for buffer in self.of(parameter)))
 
     @torch.no_grad()
-    def moves(
+    def prepare_moves(
         self, values: nn.Parameter, update: Update, grown: Tensor, grown_state: GrownState = "zero"
     ) -> Iterator[Change]:
         """Prepare to reorder every buffer of `values` to its new topology.
@@ -139,7 +139,7 @@ class Kept:
                 yield partial(library.overwrite, tensor, update.move(tensor, fresh.to(tensor)))
 
     @torch.no_grad()
-    def afresh(self, parameter: nn.Parameter, values: Tensor | None = None) -> Iterator[Change]:
+    def prepare_afresh(self, parameter: nn.Parameter, values: Tensor | None = None) -> Iterator[Change]:
         """Prepare to start the state of `parameter` afresh. LBFGS has one history for all parameters.
 
         What an optimizer makes in its first step is taken away, and made again; what is there from the beginning, and
@@ -165,10 +165,12 @@ class Kept:
                     yield partial(each.state.__setitem__, parameter, {"momentum_buffer": zeros})
                 else:
                     yield partial(each.state.pop, parameter, None)
-        yield from self.fill(parameter, values, [x for x in self.of(parameter) if id(x.tensor) not in made_again])
+        yield from self.prepare_fill(
+            parameter, values, [x for x in self.of(parameter) if id(x.tensor) not in made_again]
+        )
 
     @torch.no_grad()
-    def fill(self, parameter: nn.Parameter, values: Tensor, buffers: Sequence[Buffer]) -> Iterator[Change]:
+    def prepare_fill(self, parameter: nn.Parameter, values: Tensor, buffers: Sequence[Buffer]) -> Iterator[Change]:
         """Prepare to fill `buffers` of `parameter` as they were at first.
 
         Args:

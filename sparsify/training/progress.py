@@ -71,7 +71,7 @@ class Progress:
             return False
         return sum(self.excess(algorithm, name, nnz) for name, nnz in counts().items()) > 0
 
-    def noting(
+    def prepare_record(
         self, drop_fraction: float, updates: Mapping[str, Update], due: bool | None = None
     ) -> tuple[Record, Change]:
         """Prepare to count one evolution.

@@ -23,7 +23,7 @@ def distrust_what_does_not_fit(evolved: Iterable[EvolvedLayer], kept: Kept) -> N
 
 def prepare_afresh(stale: Sequence[EvolvedLayer], kept: Kept) -> list[Change]:
     """Prepare to start the optimizer state of these layers afresh: it belongs to other topologies."""
-    afresh = chain.from_iterable(kept.afresh(each.values) for each in stale)
+    afresh = chain.from_iterable(kept.prepare_afresh(each.values) for each in stale)
     return [*afresh, *(each.note_topology for each in stale)]
 
 
@@ -33,8 +33,8 @@ def prepare_reset(reset: Mapping[str, EvolvedLayer], kept: Kept, progress: Progr
     for name, each in reset.items():
         explored[name] = copy.copy(progress.explored[name])
         explored[name].add(each.layer.flat())
-        changes += kept.afresh(each.values)
-        changes += () if each.layer.bias is None else kept.afresh(each.layer.bias)
+        changes += kept.prepare_afresh(each.values)
+        changes += () if each.layer.bias is None else kept.prepare_afresh(each.layer.bias)
         changes.append(each.note_reset)
     return [*changes, partial(progress.explored.update, explored)]
 
