@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparsify import SET, RigL, SparseLinear, SparseOptimizer, sparsify, trim
+from sparsify.layers import overwriting
 
 from .conftest import assert_same, mlp, snapshot
 from .pairs import ADAM, AFRESH, ALGORITHMS, PARTS, SGD, X, build, everything, refuse, saved, short, train, trained
@@ -93,7 +94,7 @@ def test_what_an_interruption_has_left_does_not_come_after_what_is_loaded(monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(SparseLinear, "_put", fail)  # when it is carried out, and when it is carried out again
+        patched.setattr(overwriting, "put_indices", fail)  # when it is carried out, and when it is carried out again
         with pytest.raises(KeyboardInterrupt):
             train(model, optimizer, 5, 6)
         assert model[0].is_changing()

@@ -230,10 +230,11 @@ class Evolver:
         settle(self)
         self.loading = True
         try:
-            evolver_state.load(state, wrapped, self.algorithm, self.progress, self.evolved, self.optimizers)
+            evolver_state.load_optimizer(state, wrapped, self.algorithm, self.evolved, self.optimizers)
         except Exception:
             self.loading = False
             raise
+        evolver_state.load_progress(state, self.progress, self.evolved)
         self.gradients.record(False)
         self.ranks.met = False
         self.watch()

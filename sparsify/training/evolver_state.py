@@ -39,15 +39,14 @@ def check_state_dict(
     progress.check_state_dict(state, shapes)
 
 
-def load(
+def load_optimizer(
     state: Mapping[str, Any],
     wrapped: Any,
     algorithm: Evolution,
-    progress: Progress,
     evolved: Mapping[str, EvolvedLayer],
     optimizers: SteppingOptimizers,
 ) -> None:
-    """Load what `state_dict` gave, and the wrapped optimizer's state with it.
+    """Load the wrapped optimizer's state, and that of the user's rules and schedules; `load_progress` comes next.
 
     Args:
         state: checked.
@@ -67,9 +66,13 @@ def load(
         for part, old in before:
             part.load_state_dict(old)
         raise
+
+
+def load_progress(state: Mapping[str, Any], progress: Progress, evolved: Mapping[str, EvolvedLayer]) -> None:
+    """Load where evolution stands, and which topologies the buffers belong to: nothing in this can be wrong."""
     progress.load_state_dict(state)
     for name, each in evolved.items():
-        each.topology, each.resets = topologies[name], each.layer.resets
+        each.topology, each.resets = tuple(state["topology"][name]), each.layer.resets
 
 
 def _stateful(algorithm: Evolution) -> list[tuple[str, Any]]:

@@ -110,7 +110,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
 
     @property
     def explored(self) -> dict[str, float]:
-        """The share of each layer's places that were ever active, an estimate (see `telemetry.Explored`)."""
+        """The share of each layer's places that were ever active, an estimate (see `explored.Explored`)."""
         return {name: explored.share for name, explored in self._self_evolver.progress.explored.items()}
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
