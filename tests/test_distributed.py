@@ -19,9 +19,9 @@ from torch.optim import SGD, Adam
 from sparsify import RigL, SparseLinear, sparsify
 from sparsify.distributed import Ranks
 from sparsify.training.agreement import compare
-
-from .conftest import assert_same, mlp
-from .distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train
+from tests.support.comparing import assert_same
+from tests.support.distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train
+from tests.support.models import mlp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it scripts its functions with torch.jit
@@ -35,7 +35,7 @@ def launch(what, folder, *options):
     # A restart reads addresses of the processes before it where torchrun shares its store (PyTorch issue 135712).
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = subprocess.run(
-        [*command, "-m", "tests.distributed_worker", what, str(folder)],
+        [*command, "-m", "tests.support.distributed_worker", what, str(folder)],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sparsify import topology
 from sparsify.native import library
 from sparsify.topology import generator, lowest, sample, sample_outside
-from tests.conftest import assert_same
+from tests.support.comparing import assert_same
 
 
 @given(st.integers(1, 400), st.data())

@@ -34,8 +34,8 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
-
-from .conftest import assert_same, mlp
+from tests.support.comparing import assert_same
+from tests.support.models import mlp
 
 
 class Lion(torch.optim.Optimizer):
