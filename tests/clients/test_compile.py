@@ -9,8 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from sparsify import GMP, SET, RigL, SparseLinear, densify, kernels, sparsify
-from tests.kernels.test_kernels import EACH
-from tests.support.marks import TORCHS_OWN
+from tests.support.marks import EACH, TORCHS_OWN
 from tests.support.models import mlp
 
 pytestmark = TORCHS_OWN

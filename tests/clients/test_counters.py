@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify import RigL, SparseLinear, densify, kernels, sparsify
-from tests.kernels.test_kernels import EACH
+from tests.support.marks import EACH
 from tests.support.models import mlp
 
 with warnings.catch_warnings():

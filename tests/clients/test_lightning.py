@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sparsify import sparsify
-from tests.layers.test_averaging import DenseAverage
 from tests.support import plain_loop
+from tests.support.averages import DenseAverage
 from tests.support.comparing import assert_same
 from tests.support.plain_loop import ACCUMULATED, CLIP, EPOCHS, EVOLUTIONS, annealed, dataset
 

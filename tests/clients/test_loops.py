@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from sparsify import SET, RigL, SparseLinear, sparsify
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
-from tests.test_training import DenseTwin, batches, step
+from tests.support.twins import DenseTwin, batches, step
 
 EVOLUTIONS = [SET(interval=3), RigL(interval=3), RigL(interval=1)]
 

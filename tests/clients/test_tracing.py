@@ -22,8 +22,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify import GMP, SET, SparseLinear, densify, kernels, sparsify
-from tests.kernels.test_kernels import EACH
-from tests.support.marks import TORCHS_OWN
+from tests.support.marks import EACH, TORCHS_OWN
 from tests.support.models import mlp
 
 pytestmark = TORCHS_OWN

@@ -1,11 +1,9 @@
-import pytest
 from torch import nn
 
 from sparsify import kernels, plan, summary
 from sparsify.conversion.speed import SPARSE, speed_up
 from sparsify.native import library
-
-needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
+from tests.support.marks import needs_native
 
 
 @needs_native

@@ -35,7 +35,6 @@ from sparsify import (
 from sparsify.evolution import across_layers
 from tests.support.comparing import assert_same, snapshot
 from tests.support.models import mlp
-from tests.training import test_holders
 
 
 def sgd(model, lr=0.1):
@@ -572,20 +571,6 @@ def test_schedulers_go_on_with_an_optimizer_that_prunes_further():
         scheduler.step()  # would warn that no step came before
     assert optimizer.param_groups[0]["lr"] == 0.1 * 0.5**4
     assert len(optimizer.history) == 2
-
-
-@pytest.mark.parametrize("name", test_holders.WRAPPERS)
-def test_optimizers_that_hold_others_prune_further(name):
-    model, optimizer = test_holders.pair(test_holders.WRAPPERS[name], density=0.5)
-    batch = torch.randn(8, 12, dtype=torch.float64), torch.randint(4, (8,))
-    for _ in range(5):
-        test_holders.step(model, optimizer, batch)
-    model, pruning = sparsify(model, optimizer, 0.1, evolution=GMP(6, interval=2))
-    for _ in range(8):  # would warn of state that starts afresh, or fail on lengths
-        test_holders.step(model, pruning, batch)
-    assert pruning is optimizer
-    assert [record.step for record in pruning.history] == [2, 4, 6]
-    assert sum(model[i].nnz for i in (0, 2)) == round(0.1 * 256)
 
 
 def test_state_that_belongs_to_another_topology_is_known_to_after_the_algorithm_changed():

@@ -9,12 +9,7 @@ from torch.nn import functional as F
 
 from sparsify import SparseLinear, kernels, topology
 from sparsify.native import library
-
-needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
-EACH = [
-    pytest.param(name, marks=pytest.mark.skipif(name not in kernels.available(), reason=f"no {name} kernels here"))
-    for name in ("native", "torch_sparse", "aten")
-]
+from tests.support.marks import EACH, needs_native
 
 
 def test_the_supported_dtypes_are_those_that_the_kernels_take():

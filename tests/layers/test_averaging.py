@@ -7,29 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
 
-from sparsify import SET, Evolution, GraNet, RigL, Static, sparsify, trim
+from sparsify import SET, Evolution, GraNet, RigL, Static, trim
+from tests.support.averages import INTERVAL, DenseAverage, pair, step, topologies
 from tests.support.comparing import assert_same
-from tests.support.models import mlp
-
-INTERVAL = 4
-
-
-def pair(evolution=SET(INTERVAL)):  # noqa: B008
-    torch.manual_seed(1)
-    model = mlp(12, 16, 4, dtype=torch.float64)
-    return sparsify(model, torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), 0.35, evolution=evolution, seed=3)
-
-
-def step(model, optimizer, number, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(number)
-    x = torch.randn(8, 12, generator=generator, dtype=torch.float64).to(dtype)
-    optimizer.zero_grad()
-    F.cross_entropy(model(x), torch.arange(8) % 4).backward()
-    optimizer.step()
-
-
-def topologies(model):
-    return [model[i].flat() for i in (0, 2)]
 
 
 def ema(average, model, decay=0.9):
@@ -42,24 +22,6 @@ def ema(average, model, decay=0.9):
 def data_ema(average, model, decay=0.9):
     for mean, value in zip(average.parameters(), model.parameters(), strict=True):
         mean.data.mul_(decay).add_(value.data, alpha=1 - decay)
-
-
-class DenseAverage:
-    """An exponential average of the dense weights, at the connections that are there; what is regrown begins anew."""
-
-    def __init__(self, model, decay):
-        self.decay = decay
-        self.means = [model[i].to_dense().detach().clone() for i in (0, 2)]
-        self.active = [mean != 0 for mean in self.means]
-
-    def update(self, model):
-        for number, i in enumerate((0, 2)):
-            weight = model[i].to_dense().detach()
-            active = torch.zeros_like(weight, dtype=torch.bool).flatten().index_fill(0, model[i].flat(), True)
-            active = active.view_as(weight)
-            self.means[number][active & ~self.active[number]] = 0
-            self.active[number] = active
-            self.means[number] = (self.decay * self.means[number] + (1 - self.decay) * weight) * active
 
 
 @pytest.mark.parametrize("kind", ["AveragedModel", "timm", "lerp", "data"])

@@ -11,46 +11,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparsify import GMP, SET, Evolution, GraNet, SparseOptimizer, Static, sparsify, trim
 from sparsify.evolution import across_layers
-from tests.layers.test_averaging import INTERVAL, DenseAverage, pair, step, topologies
+from tests.support.averages import INTERVAL, TAU, UPDATES, DenseAverage, data_copy, lerp, pair, step, topologies
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
 
-TAU = 0.1
 X = torch.randn(5, 12, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-
-
-def lerp(target, policy):
-    with torch.no_grad():
-        for q, p in zip(target.parameters(), policy.parameters(), strict=True):
-            q.lerp_(p, TAU)
-
-
-def mul_add(target, policy):
-    with torch.no_grad():
-        for q, p in zip(target.parameters(), policy.parameters(), strict=True):
-            q.mul_(1 - TAU).add_(p, alpha=TAU)
-
-
-def data_copy(target, policy):
-    for q, p in zip(target.parameters(), policy.parameters(), strict=True):
-        q.data.copy_(TAU * p.data + (1 - TAU) * q.data)
-
-
-def data_in_place(target, policy):
-    for q, p in zip(target.parameters(), policy.parameters(), strict=True):
-        q.data.mul_(1 - TAU).add_(p.data, alpha=TAU)
-
-
-def assigned(target, policy):
-    for q, p in zip(target.parameters(), policy.parameters(), strict=True):
-        q.data = TAU * p.data + (1 - TAU) * q.data
-
-
-def foreach(target, policy):
-    torch._foreach_lerp_([q.data for q in target.parameters()], [p.data for p in policy.parameters()], TAU)
-
-
-UPDATES = [lerp, mul_add, data_copy, data_in_place, assigned, foreach]
 
 
 def target_of(policy, how="state_dict", density=0.35):

@@ -10,8 +10,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from sparsify import SparseLinear, kernels, topology
 from sparsify.native import library
-
-needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
+from tests.support.marks import needs_native
 
 
 def fake():

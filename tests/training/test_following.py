@@ -9,10 +9,10 @@ import torch
 from torch_ema import ExponentialMovingAverage
 
 from sparsify import GMP, SET, GraNet, RigL, Static, follow, sparsify, trim
-from tests.layers.test_averaging import INTERVAL, DenseAverage, pair, step, topologies
+from tests.support.averages import INTERVAL, DenseAverage, pair, step, topologies
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
-from tests.training.test_foreign_writes import Shadow, by_name, data_copy
+from tests.support.shadows import Shadow, by_name, data_copy
 
 DECAY = 0.9
 EVOLUTIONS = [

@@ -17,6 +17,7 @@ from sparsify import GMP, SET, GraNet, RigL, Static, kernels, sparsify, trim
 from sparsify.native import library
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
+from tests.support.shadows import Shadow, by_name, data_copy
 
 OTHERS = r"values of '0', '2' were overwritten with such of other connections"
 SIZES = 20, 40, 10
@@ -45,19 +46,10 @@ def train(model, optimizer, first, last):
         step(model, optimizer, number)
 
 
-def by_name(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
 def copy_(model, saved):
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(saved[name])
-
-
-def data_copy(model, saved):
-    for name, p in model.named_parameters():
-        p.data.copy_(saved[name])
 
 
 def data_assign(model, saved):
@@ -153,34 +145,6 @@ def test_it_is_noticed_in_long_evaluations():
         data_copy(model, best)
         with pytest.warns(UserWarning, match="overwritten"):
             [model(batch(0)[0]) for _ in range(16)]
-
-
-class Shadow:
-    """The EMA class that is in a thousand repositories."""
-
-    def __init__(self, model, decay):
-        self.model, self.decay, self.shadow, self.backup = model, decay, {}, {}
-        for name, param in model.named_parameters():
-            if param.requires_grad:
-                self.shadow[name] = param.data.clone()
-
-    def update(self):
-        for name, param in self.model.named_parameters():
-            if param.requires_grad:
-                new = (1.0 - self.decay) * param.data + self.decay * self.shadow[name]
-                self.shadow[name] = new.clone()
-
-    def apply_shadow(self):
-        for name, param in self.model.named_parameters():
-            if param.requires_grad:
-                self.backup[name] = param.data
-                param.data = self.shadow[name]
-
-    def restore(self):
-        for name, param in self.model.named_parameters():
-            if param.requires_grad:
-                param.data = self.backup[name]
-        self.backup = {}
 
 
 @pytest.mark.parametrize(("decay", "after"), [(0.9, 2), (0.9, 14), (0.99, 3), (0.5, 5)])

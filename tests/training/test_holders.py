@@ -20,8 +20,8 @@ from sparsify.evolution import Evolution, saliency
 from sparsify.training import holders
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
+from tests.support.twins import batches
 from tests.support.wrappers import SAM, ById, InLists, Lookahead, TwoCalls
-from tests.test_training import batches
 
 MOMENTUM = partial(SGD, lr=0.1, momentum=0.9)
 
@@ -401,3 +401,17 @@ def test_a_rule_sees_the_gradient_of_a_step_whose_wrapper_zeroes_it(zero):
         grads = [model[0].values.grad.clone(), model[2].values.grad.clone()]
         stepping(zero_grad=zero or stepping == optimizer.first_step)
     assert_same(seen, grads)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_optimizers_that_hold_others_prune_further(name):
+    model, optimizer = pair(WRAPPERS[name], density=0.5)
+    batch = torch.randn(8, 12, dtype=torch.float64), torch.randint(4, (8,))
+    for _ in range(5):
+        step(model, optimizer, batch)
+    model, pruning = sparsify(model, optimizer, 0.1, evolution=GMP(6, interval=2))
+    for _ in range(8):  # would warn of state that starts afresh, or fail on lengths
+        step(model, pruning, batch)
+    assert pruning is optimizer
+    assert [record.step for record in pruning.history] == [2, 4, 6]
+    assert sum(model[i].nnz for i in (0, 2)) == round(0.1 * 256)

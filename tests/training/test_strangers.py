@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from sparsify import GMP, SET, GraNet, RigL, SparseLinear, Static, follow, sparsify
-from tests.layers.test_averaging import pair, step, topologies
-from tests.layers.test_copies import UPDATES, data_copy, lerp
+from tests.support.averages import UPDATES, data_copy, lerp, pair, step, topologies
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
 
@@ -48,7 +47,7 @@ def test_soft_updates_parameter_by_parameter_are_warned_of_once(update, topology
     with pytest.warns(UserWarning, match=ANY) as seen:
         run(policy, optimizer, target, update, range(18))
     assert len(seen) == 1
-    assert seen[0].filename.endswith("test_averaging.py")  # where the step is
+    assert seen[0].filename.endswith("averages.py")  # where the step is
     assert "load model.state_dict() into it" in str(seen[0].message).lower()
     assert "sparsify.follow(average, model)" in str(seen[0].message)
 
