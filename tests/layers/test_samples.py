@@ -7,9 +7,10 @@ from torch import nn
 
 from sparsify.layers.samples import Sample, Samples, compare, holds_share, is_alike, spread
 from sparsify.native import library
+from tests.support.marks import PATHS
 
 
-@pytest.fixture(params=["compiled", "plain"], autouse=True)
+@pytest.fixture(params=PATHS, autouse=True)
 def path(request, monkeypatch):
     if request.param == "plain":
         monkeypatch.setattr(library, "LIBRARY", None)

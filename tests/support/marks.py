@@ -12,3 +12,5 @@ EACH = [
     pytest.param(name, marks=pytest.mark.skipif(name not in kernels.available(), reason=f"no {name} kernels here"))
     for name in ("native", "torch_sparse", "aten")
 ]
+PATHS = [pytest.param("compiled", marks=needs_native), "plain"]
+"""By the compiled library, and by the functions that take its place where there is none."""

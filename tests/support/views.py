@@ -9,6 +9,7 @@ from sparsify import Evolution, SparseLinear, SparseOptimizer
 from sparsify.evolution.layer_view import LayerView
 from sparsify.native import library
 from sparsify.topology import generator, sample
+from tests.support.marks import PATHS
 
 
 def view_of(values, shape=None, flat=None, gradient=None, passes=(), seed=0):
@@ -26,7 +27,7 @@ def random_view(shape, nnz, seed=0, **fields):
     return view_of(values, shape, flat, seed=seed, **fields)
 
 
-@pytest.fixture(params=["compiled", "plain"], autouse=True)
+@pytest.fixture(params=PATHS, autouse=True)
 def path(request, monkeypatch):
     """For files that import it: each test on the compiled path and on the plain one."""
     if request.param == "plain":
