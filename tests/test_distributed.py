@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam
 
-from sparsify import RigL, SparseLinear, sparsify
+from sparsify import SET, RigL, SparseLinear, Static, sparsify
 from sparsify.distributed import Ranks
 from sparsify.training.agreement import compare
 from tests.support.comparing import assert_same
@@ -272,13 +272,21 @@ def test_an_optimizer_that_holds_a_part_of_the_state_is_refused(group_of_one):
         sparsify(model, optimizer, 0.5)
 
 
-def test_copies_keep_that_they_are_alone():
+def test_copies_keep_that_they_are_alone(group_of_one):
     _, optimizer = prepare(0, RigL())
     for copied in copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)):
-        assert copied._self_evolver.ranks._given == "world"
+        assert copied.process_group is group_of_one
     optimizer.process_group = None
     for copied in copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)):
-        assert copied._self_evolver.ranks._given is None
+        assert copied.process_group is None
+
+
+def test_ranks_that_train_alone_go_on_alone(group_of_one):
+    model, optimizer = prepare(0, Static())
+    assert optimizer.process_group is group_of_one
+    optimizer.process_group = None
+    model, optimizer = sparsify(model, optimizer, evolution=SET(1))
+    assert optimizer.process_group is None
 
 
 def test_a_group_that_this_process_is_not_in_is_refused():

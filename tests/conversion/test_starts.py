@@ -35,6 +35,7 @@ from sparsify import (
 from sparsify.evolution import across_layers
 from tests.support.comparing import assert_same, snapshot
 from tests.support.models import mlp
+from tests.support.recorders import recorders
 
 
 def sgd(model, lr=0.1):
@@ -587,14 +588,6 @@ def test_state_that_belongs_to_another_topology_is_known_to_after_the_algorithm_
         assert torch.equal(optimizer.state[model[i].values]["momentum_buffer"], gradients[i]), "of this step alone"
 
 
-def test_ranks_that_train_alone_go_on_alone():
-    model, optimizer = sparsify(mlp(12, 16, 4), None, 0.5)
-    model, optimizer = sparsify(model, sgd(model), evolution=Static())
-    optimizer.process_group = None
-    model, optimizer = sparsify(model, optimizer, evolution=SET(1))
-    assert optimizer._self_evolver.ranks._given is None
-
-
 def test_an_optimizer_of_another_model_is_refused():
     model, optimizer = sparsify(mlp(12, 16, 4), None, 0.5)
     model, optimizer = sparsify(model, sgd(model))
@@ -634,13 +627,14 @@ def test_a_call_that_fails_leaves_the_wrapped_optimizer_at_work(monkeypatch):
 
 def test_an_algorithm_that_is_over_keeps_no_backward_passes():
     model, _ = sparsify(mlp(12, 16, 4), None, 0.3)
+    before = weakref.WeakSet(recorders())
     model, first = sparsify(model, sgd(model), evolution=RigL(None))
-    recorders = [weakref.ref(recorder) for recorder in first._self_evolver.recorders.values()]
+    found = weakref.WeakSet(each for each in recorders() if each not in before)
     train(model, first, 1)
+    assert len(found) == 2
     model, second = sparsify(model, first, evolution=SET(2))
     train(model, second, 3)
-    assert len(recorders) == 2
-    assert not any(recorder() for recorder in recorders)
+    assert not found
 
 
 # Several optimizers for the parts of one model
@@ -667,8 +661,8 @@ def in_two_calls(model, adam, plain):
 @pytest.mark.parametrize("way", [in_one_call, in_two_calls])
 def test_several_optimizers_train_their_parts_as_in_a_dense_twin(way):
     model, adam, plain = way(*parts(dtype=torch.float64))
-    assert list(adam._self_evolver.layers) == ["0", "2"]
-    assert list(plain._self_evolver.layers) == ["4"]
+    assert list(adam.explored) == ["0", "2"]
+    assert list(plain.explored) == ["4"]
     twin, *twins = parts(dtype=torch.float64)
     active = {}
     with torch.no_grad():
@@ -776,7 +770,7 @@ def test_several_optimizers_from_a_state_dict_another_model_and_meta():
     for start in trained.state_dict(), trained:
         model, *made = parts()
         model, found = sparsify(model, made, start=start)
-        assert [list(each._self_evolver.layers) for each in found] == [["0", "2"], ["4"]]
+        assert [list(each.explored) for each in found] == [["0", "2"], ["4"]]
         assert all(torch.equal(model[i].flat(), trained[i].flat()) for i in (0, 2, 4))
     with torch.device("meta"):
         model, *made = parts()
