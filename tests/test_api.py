@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from sparsify import SET, SparseLinear, Static, api, densify, sparsify, trim
 from sparsify.conversion import replacement, transfer
-
-from .conftest import assert_same, mlp, snapshot
+from tests.support.comparing import assert_same, snapshot
+from tests.support.models import mlp
 
 
 def sgd(model, **options):

@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam
 
-from sparsify import RigL, SparseLinear, sparsify
+from sparsify import SET, RigL, SparseLinear, Static, sparsify
 from sparsify.distributed import Ranks
 from sparsify.training.agreement import compare, tell
-
-from .conftest import assert_same, mlp
-from .distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train
+from tests.support.comparing import assert_same
+from tests.support.distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train
+from tests.support.models import mlp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it scripts its functions with torch.jit
@@ -35,7 +35,7 @@ def launch(what, folder, *options):
     # A restart reads addresses of the processes before it where torchrun shares its store (PyTorch issue 135712).
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = subprocess.run(
-        [*command, "-m", "tests.distributed_worker", what, str(folder)],
+        [*command, "-m", "tests.support.distributed_worker", what, str(folder)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -106,7 +106,9 @@ def test_with_other_weights_all_ranks_begin_with_the_largest_of_rank_0(ranks):
 def test_a_layer_that_one_rank_did_not_use_grows_by_the_others_gradient(ranks):
     first, second = (found["passes_differ"] for found in ranks)
     assert_same(first, second)
-    assert all(record["grown"]["sometimes"] > 0 for record in first["optimizer"]["sparsify"]["history"])
+    history = first["optimizer"]["sparsify"]["history"]
+    assert len(history) == 5
+    assert all(record["grown"]["sometimes"] > 0 for record in history)
 
 
 def test_without_a_backward_pass_on_any_rank_all_raise(ranks):
@@ -270,13 +272,21 @@ def test_an_optimizer_that_holds_a_part_of_the_state_is_refused(group_of_one):
         sparsify(model, optimizer, 0.5)
 
 
-def test_copies_keep_that_they_are_alone():
+def test_copies_keep_that_they_are_alone(group_of_one):
     _, optimizer = prepare(0, RigL())
     for copied in copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)):
-        assert copied._self_evolver.ranks._given == "world"
+        assert copied.process_group is group_of_one
     optimizer.process_group = None
     for copied in copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)):
-        assert copied._self_evolver.ranks._given is None
+        assert copied.process_group is None
+
+
+def test_ranks_that_train_alone_go_on_alone(group_of_one):
+    model, optimizer = prepare(0, Static())
+    assert optimizer.process_group is group_of_one
+    optimizer.process_group = None
+    model, optimizer = sparsify(model, optimizer, evolution=SET(1))
+    assert optimizer.process_group is None
 
 
 def test_a_group_that_this_process_is_not_in_is_refused():

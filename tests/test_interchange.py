@@ -15,8 +15,8 @@ from torch import nn
 
 from sparsify import GMP, SET, SparseLinear, SparseOptimizer, densify, sparsify, trim
 from sparsify.interchange import from_csr, from_scipy, to_csr, to_scipy
-
-from .conftest import assert_same, mlp
+from tests.support.comparing import assert_same
+from tests.support.models import mlp
 
 FORMATS = ["csr", "csc", "coo", "bsr", "lil", "dok", "dia"]
 

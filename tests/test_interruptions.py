@@ -38,7 +38,7 @@ THOROUGH = {
 
 
 def interrupt(arguments):
-    command = [sys.executable, "-m", "tests.interruptions", *arguments.split()]
+    command = [sys.executable, "-m", "tests.support.interruptions", *arguments.split()]
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True, check=False)
     print(done.stdout)

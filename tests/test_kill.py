@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import assert_same
-from .resumable_programs import STEPS
+from tests.support.comparing import assert_same
+from tests.support.resumable_programs import STEPS
 
 ROOT = Path(__file__).parent.parent
 KILL_AT = 16
@@ -18,7 +18,7 @@ KILL_AT = 16
 
 def start(program, folder, **environment):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.resumable_programs", program, str(folder)]
+    command = [sys.executable, "-m", "tests.support.resumable_programs", program, str(folder)]
     environment |= {"OMP_NUM_THREADS": "1"}  # two of these run side by side
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sparsify import GMP, SET, GraNet, RigL, SparseLinear, densify, fan_in_uniform, kernels, sparsify
-
-from .conftest import assert_same, mlp
+from tests.support.comparing import assert_same
+from tests.support.models import mlp
 
 WORKERS = 4
 

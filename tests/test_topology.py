@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +7,8 @@ from hypothesis import strategies as st
 from sparsify import topology, vectors
 from sparsify.native import library
 from sparsify.vectors import generator, lowest, sample, sample_outside
-from tests.conftest import assert_same
+from tests.support.comparing import assert_same
+from tests.support.marks import PATHS
 
 
 @given(st.integers(1, 400), st.data())
@@ -74,27 +76,59 @@ def test_merge_of_survivors_and_grown():
     assert (merged.tolist(), origin.tolist()) == ([1, 9], [0, 2])
 
 
+def by_numpy(flat, shape, survives, ranks, scores, count):
+    """What the functions of a topology give, from their definitions."""
+    total, row, col = shape[0] * shape[1], flat // shape[1], flat % shape[1]
+    order = np.lexsort((row, col))
+    begins = [
+        np.concatenate([[0], np.cumsum(np.bincount(index, minlength=length))])
+        for index, length in zip((row, col), shape, strict=True)
+    ]
+    grown = np.setdiff1d(np.arange(total), flat)[ranks]
+    kept = np.concatenate([np.flatnonzero(survives), len(flat) + np.arange(len(grown))])
+    origin = kept[np.concatenate([flat, grown])[kept].argsort()]
+    rising = sorted(range(len(flat)), key=lambda place: (np.isnan(scores[place]), scores[place], place))
+    weakest = np.array(sorted(rising[:count]), dtype=np.int64)
+    return {
+        "index": (begins[0], col, begins[1], row[order], order),
+        "from_csr": flat,
+        "free_places": grown,
+        "merge": (np.concatenate([flat, grown])[origin], origin),
+        "lowest": weakest,
+    }
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([torch.int32, torch.int64]))
 @settings(deadline=None, max_examples=200)
-def test_compiled_and_plain_functions_agree(outs, ins, seed, dtype):
-    def every(flat, survives, rank_seed):
-        indices = topology.index(flat, (outs, ins))
-        again = topology.from_csr(indices.crow, indices.col, (outs, ins))
-        free = outs * ins - len(flat)
-        grown = sample_outside(flat, outs * ins, free // 2, generator(rank_seed))
-        weakest = [lowest(scores.to(dtype), len(flat) // 3) for dtype in (torch.float32, torch.float64)]
-        return [*indices, again, grown, *vectors.merge(flat, survives, grown), *weakest]
-
-    random = generator(seed)
-    flat = sample(outs * ins, int(torch.randint(outs * ins + 1, (), generator=random)), random)
-    survives = torch.rand(len(flat), generator=random) < 0.7
-    scores = torch.randint(-9, 9, (len(flat),), generator=random) / torch.randint(-1, 2, (len(flat),), generator=random)
+@pytest.mark.parametrize("path", PATHS)
+def test_every_function_gives_what_numpy_gives(path, outs, ins, seed, dtype):
+    random, shape = np.random.default_rng(seed), (outs, ins)
+    flat = np.sort(random.permutation(outs * ins)[: random.integers(outs * ins + 1)])
+    survives, count = random.random(len(flat)) < 0.7, len(flat) // 3
+    free = outs * ins - len(flat)
+    ranks = np.sort(random.permutation(free)[: free // 2])
+    scores = random.choice([*range(-9, 9), -0.0, np.inf, -np.inf, np.nan], len(flat)).astype(np.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topology, "index_dtype", lambda nnz, shape: dtype)
-        patch.setattr(library, "ENOUGH", 0)
-        first = every(flat, survives, seed)
-        patch.setattr(library, "LIBRARY", None)
-        assert_same(first, every(flat, survives, seed))
+        patch.setattr(library, "ENOUGH", 0)  # several threads
+        if path == "plain":
+            patch.setattr(library, "LIBRARY", None)
+        places, stays = torch.from_numpy(flat), torch.from_numpy(survives)
+        indices = topology.index(places, shape)
+        grown = vectors.free_places(places, torch.from_numpy(ranks))
+        found = {
+            "index": indices,
+            "from_csr": topology.from_csr(indices.crow, indices.col, shape),
+            "free_places": grown,
+            "merge": vectors.merge(places, stays, grown),
+            "lowest": lowest(torch.from_numpy(scores), count),
+        }
+        narrow = lowest(torch.from_numpy(scores).float(), count)
+    assert {index.dtype for index in indices} == {dtype}
+    expected = by_numpy(flat, shape, survives, ranks, scores, count)
+    for name, right in expected.items():
+        np.testing.assert_equal(found[name], right, name)
+    np.testing.assert_equal(narrow, expected["lowest"])
 
 
 def test_csr_and_csc_of_a_small_topology():
@@ -171,7 +205,7 @@ def test_lowest_breaks_ties_by_position(scores, count, expected):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-@pytest.mark.parametrize("path", ["compiled", "plain"])
+@pytest.mark.parametrize("path", PATHS)
 def test_lowest_refuses_more_than_there_are(dtype, path, monkeypatch):
     if path == "plain":
         monkeypatch.setattr(library, "LIBRARY", None)

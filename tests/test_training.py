@@ -2,12 +2,10 @@
 
 import copy
 import io
-import warnings
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.optim import (
     ASGD,
     LBFGS,
@@ -34,8 +32,9 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
-
-from .conftest import assert_same, mlp
+from tests.support.comparing import assert_same
+from tests.support.models import mlp
+from tests.support.twins import DenseTwin, batches, step
 
 
 class Lion(torch.optim.Optimizer):
@@ -96,69 +95,7 @@ OPTIMIZERS = {
     "lion": lambda p: Lion(p),
 }
 FRESH = {"rprop": {"step_size": 0.01}, "adagrad": {"sum": 0.1}}
-INTERVAL, STEPS = 4, 22
-
-
-def batches(count=STEPS, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(7)
-    inputs = torch.randn(count, 8, 12, generator=generator, dtype=torch.float64).to(dtype)
-    labels = torch.randint(4, (count, 8), generator=generator)
-    return list(zip(inputs, labels, strict=True))
-
-
-def step(model, optimizer, batch, after_backward=lambda: None):
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(batch[0]), batch[1])
-        loss.backward()
-        after_backward()
-        return loss
-
-    return optimizer.step(closure)
-
-
-class DenseTwin:
-    """A dense network trained by the plain optimizer; its inactive weights are held at zero by hand."""
-
-    def __init__(self, sparse, make, fresh):
-        self.model = mlp(12, 16, 4, dtype=torch.float64)
-        self.optimizer = make(self.model.parameters())
-        self.fresh = fresh
-        self.pairs = [(sparse[i], self.model[i].weight) for i in (0, 2)]
-        self.active = {}
-        with torch.no_grad():
-            for layer, weight in self.pairs:
-                weight.copy_(layer.to_dense())
-                self.active[weight] = self.topology(layer)
-        for i in (0, 2):
-            self.model[i].bias.data.copy_(sparse[i].bias.data)
-
-    @staticmethod
-    def topology(layer):
-        return torch.zeros(layer.shape, dtype=torch.bool).flatten().index_fill(0, layer.flat(), True).view(layer.shape)
-
-    def step(self, batch, after_backward=lambda: None):
-        def hold():
-            for weight, active in self.active.items():
-                weight.grad *= active
-            after_backward()
-
-        return step(self.model, self.optimizer, batch, hold)
-
-    @torch.no_grad()
-    def follow(self):
-        """Take over the sparse network's topology: drop, grow at zero, reset the buffers of both."""
-        for layer, weight in self.pairs:
-            now, before = self.topology(layer), self.active[weight]
-            self.active[weight] = now
-            weight[before & ~now] = 0
-            if isinstance(self.optimizer, LBFGS):
-                self.optimizer.state.clear()
-            for key, buffer in self.optimizer.state.get(weight, {}).items():
-                if torch.is_tensor(buffer) and buffer.shape == weight.shape:
-                    buffer[before & ~now] = 0
-                    buffer[now & ~before] = self.fresh.get(key, 0.0)
-            assert (before != now).any()
+INTERVAL = 4
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -272,10 +209,8 @@ def test_dropout_free_float32_and_mixed_layers_train_to_a_lower_loss():
 
 def test_adafactor_trains_a_vector_of_values():
     model = mlp(12, 16, 4, dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, optimizer = sparsify(model, Adafactor(model.parameters(), 0.05), 0.35, evolution=SET(INTERVAL))
-        losses = [step(model, optimizer, batches(1)[0]).item() for _ in range(40)]
+    model, optimizer = sparsify(model, Adafactor(model.parameters(), 0.05), 0.35, evolution=SET(INTERVAL))
+    losses = [step(model, optimizer, batches(1)[0]).item() for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
     assert len(optimizer.history) == 10
 
@@ -317,8 +252,8 @@ def test_every_algorithm_resumes_bit_for_bit(evolution, order):
         return sparsify(model, optimizer, 0.3, evolution=evolution(), seed=seed)
 
     def train(model, optimizer, steps):
-        for step in steps:
-            torch.manual_seed(step)
+        for number in steps:
+            torch.manual_seed(number)
             optimizer.zero_grad()
             model(torch.randn(8, 12)).square().sum().backward()
             optimizer.step()

@@ -1,0 +1,184 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsify import SparseLinear, kernels, topology
+from sparsify.native import library
+from tests.support.marks import EACH, needs_native
+
+
+def test_the_supported_dtypes_are_those_that_the_kernels_take():
+    for dtype in kernels.SUPPORTED:
+        layer = SparseLinear(20, 12, 0.3).to(dtype)
+        layer(torch.randn(3, 20).to(dtype)).sum().backward()
+        assert layer.values.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 33, 64, 65, 100, 129, 300])
+@pytest.mark.parametrize(
+    ("outs", "ins", "density"),
+    [(12, 20, 0.3), (16, 16, 1.0), (1, 50, 0.5), (50, 1, 0.5), (33, 47, 0.001), (300, 785, 0.04), (31, 4100, 0.01)],
+)
+@pytest.mark.parametrize("name", EACH)
+def test_products_and_gradients_against_dense_float64(name, outs, ins, density, batch, dtype):
+    layer = SparseLinear(ins, outs, density, dtype=dtype)
+    x = torch.randn(batch, ins, dtype=dtype, requires_grad=True)
+    grad = torch.randn(batch, outs, dtype=dtype)
+    with kernels.use(name):
+        out = layer(x)
+        out.backward(grad)
+    weight, wide = layer.to_dense().detach().double(), x.detach().double()
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(out.double(), F.linear(wide, weight, layer.bias.detach().double()), **close)
+    torch.testing.assert_close(x.grad.double(), grad.double() @ weight, **close)
+    expected = (grad.double().t() @ wide).flatten()[layer.flat()]
+    torch.testing.assert_close(layer.values.grad.double(), expected, **close)
+    torch.testing.assert_close(layer.bias.grad.double(), grad.double().sum(0), **close)
+
+
+@needs_native
+@pytest.mark.parametrize("level", range(kernels.native.LEVEL + 1))
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("outs", "ins", "density"), [(70, 33, 0.3), (60, 12_000, 0.02), (12_000, 60, 0.02)])
+def test_every_form_of_the_native_kernels(outs, ins, density, dtype, index, level, monkeypatch):
+    """Each instruction set and index type, and layers so long that they are done in blocks."""
+    monkeypatch.setattr(kernels.native, "LEVEL", level)
+    monkeypatch.setattr(topology, "index_dtype", lambda nnz, shape: index)
+    layer = SparseLinear(ins, outs, density, dtype=dtype)
+    assert layer.csc_order.dtype == index
+    for batch in (1, 2, 5, 9, 20, 40, 70, 130):
+        x = torch.randn(batch, ins, dtype=dtype, requires_grad=True)
+        grad = torch.randn(batch, outs, dtype=dtype)
+        with kernels.use("native"):
+            out = layer(x)
+            gradients = torch.autograd.grad(out, (x, layer.values, layer.bias), grad)
+        weight = layer.to_dense().detach().double()
+        expected = x.double() @ weight.t() + layer.bias.double(), grad.double() @ weight
+        of_values = (grad.double().t() @ x.detach().double()).flatten()[layer.flat()]
+        for got, want in zip((out, *gradients), (*expected, of_values, grad.double().sum(0)), strict=True):
+            tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+            torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_operators_are_well_formed(name):
+    layer, x = SparseLinear(30, 20, 0.2), torch.randn(5, 30, requires_grad=True)
+    indices = (layer.crow, layer.col, layer.ccol, layer.csc_row, layer.csc_order)
+    with kernels.use(name):
+        for bias in (layer.bias, None):
+            torch.library.opcheck(torch.ops.sparsify.linear, (x, layer.values, bias, *indices))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_backward_uses_the_kernels_of_forward(name, monkeypatch):
+    called = []
+    for other, kernel in kernels.dispatch.KERNELS.items():
+        monkeypatch.setattr(kernel, "backward", lambda *_, other=other: called.append(other) or (None, None, None))
+    layer = SparseLinear(30, 20, 0.2)
+    with kernels.use(name):
+        out = layer(torch.randn(2, 30))
+    out.sum().backward()
+    assert called == [name]
+
+
+@needs_native
+def test_kernels_that_were_asked_for_and_do_not_serve_are_an_error():
+    values = torch.randn(3, device="meta")
+    with kernels.use("native"), pytest.raises(RuntimeError, match="'native', which were asked for, do not serve"):
+        kernels.dispatch.kernel_for(values)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_hub_rows_and_columns_and_empty_ones(name):
+    dense = torch.zeros(40, 70, dtype=torch.float64)
+    dense[7], dense[:, 3] = torch.randn(70, dtype=torch.float64), torch.randn(40, dtype=torch.float64)
+    linear = nn.Linear(70, 40, bias=False, dtype=torch.float64)
+    linear.weight.data.copy_(dense)
+    layer = SparseLinear.from_linear(linear, 109 / 2800, start="magnitude")
+    x = torch.randn(19, 70, dtype=torch.float64, requires_grad=True)
+    with kernels.use(name):
+        out = layer(x)
+        out.sum().backward()
+    torch.testing.assert_close(out, x @ dense.t())
+    torch.testing.assert_close(x.grad, dense.sum(0).expand(19, 70))
+
+
+@pytest.mark.parametrize("wants", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("name", EACH)
+def test_only_the_gradients_asked_for(name, wants):
+    layer = SparseLinear(30, 20, 0.2)
+    layer.values.requires_grad_(wants[1])
+    x = torch.randn(5, 30, requires_grad=wants[0])
+    with kernels.use(name):
+        layer(x).sum().backward()
+    assert (x.grad is not None, layer.values.grad is not None) == wants
+    if wants[0]:
+        torch.testing.assert_close(x.grad, layer.to_dense().detach().sum(0).expand(5, 30))
+    if wants[1]:
+        torch.testing.assert_close(layer.values.grad, x.sum(0)[layer.col.long()])
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_infinities_and_nans_stay_where_they_belong(name):
+    layer = SparseLinear(30, 20, 0.2, bias=False)
+    x = torch.randn(17, 30)
+    x[3, 4], x[5, 6] = float("inf"), float("nan")
+    with kernels.use(name):
+        out = layer(x)
+    touched = torch.zeros(17, 20, dtype=torch.bool)
+    touched[3, topology.rows(layer.crow, layer.nnz)[layer.col == 4]] = True
+    touched[5, topology.rows(layer.crow, layer.nnz)[layer.col == 6]] = True
+    assert torch.equal(~torch.isfinite(out), touched)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_two_runs_are_equal_to_the_last_bit(name):
+    layer, x = SparseLinear(200, 120, 0.3), torch.randn(64, 200)
+    with kernels.use(name):
+        first, second = layer(x), layer(x)
+        assert torch.equal(first, second)
+        gradients = [torch.autograd.grad(out.square().sum(), layer.values)[0] for out in (first, second)]
+    assert torch.equal(*gradients)
+
+
+@needs_native
+def test_the_result_does_not_depend_on_the_number_of_threads():
+    layer, x, threads = SparseLinear(500, 300, 0.1), torch.randn(70, 500, requires_grad=True), torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            out = layer(x)
+            results.append((out, *torch.autograd.grad(out.square().sum(), (x, layer.values))))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_without_native_kernels_the_slowness_is_said_once(monkeypatch):
+    monkeypatch.setattr(library, "LIBRARY", None)
+    kernels.dispatch._warn_of_slowness.cache_clear()
+    layer, x = SparseLinear(5, 4, 0.5), torch.randn(3, 5)
+    with pytest.warns(UserWarning, match="native CPU kernels were not compiled"):
+        layer(x)
+    layer(x)  # no second warning, which would be an error
+
+
+def test_the_choice_can_be_read_and_forced():
+    assert "torch_sparse" in kernels.available()
+    with pytest.raises(ValueError, match=r"kernels must be one of .* got 'cuda'"), kernels.use("cuda"):
+        pass
+    command = "from sparsify import kernels; print(kernels.available())"
+    environment = {**os.environ, "SPARSIFY_KERNELS": "fastest"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", command], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "kernels must be one of" in done.stderr

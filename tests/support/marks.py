@@ -1,0 +1,16 @@
+"""Marks that several files of tests share."""
+
+import pytest
+
+from sparsify import kernels
+
+TORCHS_OWN = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+"""torch.jit, torch.compile and forward-mode differentiation warn of PyTorch's own code, with dense models too."""
+
+needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
+EACH = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in kernels.available(), reason=f"no {name} kernels here"))
+    for name in ("native", "torch_sparse", "aten")
+]
+PATHS = [pytest.param("compiled", marks=needs_native), "plain"]
+"""By the compiled library, and by the functions that take its place where there is none."""
