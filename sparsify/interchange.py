@@ -82,9 +82,9 @@ def from_csr(matrix: Tensor, bias: Tensor | None = None) -> SparseLinear:
         ValueError: matrix is not two-dimensional, has no element, or its indices are not sorted and unique; bias has
             another shape.
     Example:
-        >>> from sparsify.interchange import from_csr
-        >>> from_csr(torch.eye(3).to_sparse_csr(), bias=torch.zeros(3))
-        SparseLinear(in_features=3, out_features=3, nnz=3, density=0.333, bias=True)
+        >>> from sparsify.interchange import from_csr, to_csr
+        >>> from_csr(to_csr(SparseLinear(20, 10, density=0.2)), bias=torch.zeros(10))
+        SparseLinear(in_features=20, out_features=10, nnz=40, density=0.2, bias=True)
     """
     if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
         kind = matrix.layout if isinstance(matrix, Tensor) else type(matrix).__name__
