@@ -117,6 +117,15 @@ def sparsify(
             would change, holds a lazy layer, or nothing that can be sparse; a module on the meta device cannot
             initialise itself; the optimizer holds none of the linear layers or is not elementwise; two hold the same.
             Nothing is changed.
+    Example:
+        >>> model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> model, optimizer = sparsify(model, optimizer, density=0.1)
+        >>> model[0]
+        SparseLinear(in_features=784, out_features=300, nnz=20820, density=0.0885, bias=True)
+        >>> optimizer.evolution
+        SET()
+
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
     several = isinstance(optimizer, Sequence) and not isinstance(optimizer, str)

@@ -23,6 +23,11 @@ def densify(model: nn.Module) -> nn.Module:
         model: left as it is, so that training can go on.
     Returns:
         a deep copy of the model, its sparse layers dense.
+    Example:
+        >>> model, _ = sparsify(nn.Sequential(nn.Linear(20, 10)), None, density=0.2)
+        >>> dense = densify(model)
+        >>> dense[0], int(dense[0].weight.count_nonzero())
+        (Linear(in_features=20, out_features=10, bias=True), 40)
     """
     dense: dict[int, nn.Module] = {}
     for module in model.modules():
@@ -38,6 +43,11 @@ def to_csr(layer: SparseLinear) -> Tensor:
 
     Returns:
         (out_features, in_features), with `layer.nnz` elements; a detached copy, on the layer's device.
+    Example:
+        >>> from sparsify.interchange import to_csr
+        >>> matrix = to_csr(SparseLinear(20, 10, density=0.2))
+        >>> matrix.layout, matrix.shape, matrix.values().shape
+        (torch.sparse_csr, torch.Size([10, 20]), torch.Size([40]))
     """
     return csr_tensor(layer.crow.clone(), layer.col.clone(), layer.values.detach().clone(), layer.shape)
 
@@ -48,6 +58,11 @@ def to_scipy(layer: SparseLinear) -> "csr_array":
     Returns:
         (out_features, in_features), with `layer.nnz` elements; a copy. Values in half precision, which SciPy does not
         have, come in float32.
+    Example:
+        >>> from sparsify.interchange import to_scipy
+        >>> matrix = to_scipy(SparseLinear(20, 10, density=0.2))
+        >>> matrix.format, matrix.shape, matrix.nnz
+        ('csr', (10, 20), 40)
     """
     from scipy.sparse import csr_array
 
@@ -67,6 +82,10 @@ def from_csr(matrix: Tensor, bias: Tensor | None = None) -> SparseLinear:
         TypeError: matrix is not a `torch.sparse_csr` tensor of floating-point numbers.
         ValueError: matrix is not two-dimensional, has no element, or its indices are not sorted and unique; bias has
             another shape.
+    Example:
+        >>> from sparsify.interchange import from_csr, to_csr
+        >>> from_csr(to_csr(SparseLinear(20, 10, density=0.2)), bias=torch.zeros(10))
+        SparseLinear(in_features=20, out_features=10, nnz=40, density=0.2, bias=True)
     """
     if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
         kind = matrix.layout if isinstance(matrix, Tensor) else type(matrix).__name__
@@ -83,6 +102,11 @@ def from_scipy(matrix: Any, bias: Any = None) -> SparseLinear:
     Raises:
         TypeError: matrix is not sparse, or not of float32 or float64.
         ValueError: matrix is not two-dimensional, has no element, or its indices are corrupt; bias has another shape.
+    Example:
+        >>> from scipy.sparse import eye_array
+        >>> from sparsify.interchange import from_scipy
+        >>> from_scipy(eye_array(3, 4, dtype="float32"))
+        SparseLinear(in_features=4, out_features=3, nnz=3, density=0.25, bias=False)
     """
     from scipy.sparse import issparse
 

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import doctest
-import importlib
 import inspect
 import pickle
 from fractions import Fraction
@@ -247,13 +245,3 @@ def test_what_is_equal_to_itself_alone_is_not_pickled_for_ranks():
     pickled = []
     assert comparable(constant(Holding())) == comparable(constant(Holding()))
     assert not pickled
-
-
-@pytest.mark.parametrize(
-    "module",
-    ["distributions", "written", *(f"evolution.{name}" for name in ("algorithms", "drop", "growth", "schedules"))],
-)
-def test_examples_in_docstrings(module):
-    found = doctest.testmod(importlib.import_module(f"sparsify.{module}"), extraglobs={"dataclasses": dataclasses})
-    assert found.attempted
-    assert not found.failed

@@ -21,7 +21,8 @@ def uniform(shapes: Mapping[str, Shape], density: float) -> dict[str, float]:
     Raises:
         ValueError: density is outside (0, 1].
     Example:
-        LeNet-300-100 at 0.1 -> fc1 0.1, fc2 0.1, fc3 0.1
+        >>> uniform({"fc1": (300, 784), "fc2": (100, 300)}, 0.1)
+        {'fc1': 0.1, 'fc2': 0.1}
     """
     check_density(density)
     return dict.fromkeys(shapes, density)
@@ -40,7 +41,10 @@ def erdos_renyi(shapes: Mapping[str, Shape], density: float) -> dict[str, float]
     Raises:
         ValueError: density is outside (0, 1].
     Example:
-        LeNet-300-100 at 0.1 -> fc1 0.0796, fc2 0.2302, fc3 1.0
+        >>> lenet = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
+        >>> {name: round(density, 4) for name, density in erdos_renyi(lenet, 0.1).items()}
+        {'fc1': 0.0796, 'fc2': 0.2302, 'fc3': 1.0}
+
     Source: Mocanu et al. 2018; Evci et al. 2020 (arXiv:1911.11134).
     """
     return in_proportion({name: (outs + ins) / (outs * ins) for name, (outs, ins) in shapes.items()}, shapes, density)

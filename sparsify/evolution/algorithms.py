@@ -105,7 +105,8 @@ class GMP(_Named):
         start_density: at first; 1 begins dense.
         scope: `per_layer` gives each layer its own target, `across_layers` prunes the weakest of the whole model.
     Example:
-        >>> dataclasses.replace(GMP(30_000), until=45_000).surplus
+        >>> from dataclasses import replace
+        >>> replace(GMP(30_000), until=45_000).surplus
         cubic(0, 45000)
 
     Source: Zhu and Gupta 2017, "To prune, or not to prune" (arXiv:1710.01878).
@@ -147,6 +148,11 @@ class GraNet(_Named):
         start_density: at first, which is what memory must hold.
         scope: `per_layer` or `across_layers`.
         grow: as in `RigL`.
+    Example:
+        >>> algorithm = GraNet(until=900)
+        >>> [algorithm.connections(step, start=500, target=20) for step in (0, 300, 600)]
+        [500, 80, 20]
+
     Source: Liu et al. 2021, "Sparse training via boosting pruning plasticity with neuroregeneration"
         (arXiv:2106.10404).
     """
@@ -184,7 +190,12 @@ class GraNet(_Named):
 
 @dataclass(frozen=True, init=False, repr=False)
 class Static(_Named):
-    """A fixed sparse topology: nothing is ever dropped or grown."""
+    """A fixed sparse topology: nothing is ever dropped or grown.
+
+    Example:
+        >>> Static().due(step=100)
+        False
+    """
 
     interval: Interval = field(init=False)
     drop_fraction: float | Schedule | None = field(init=False)

@@ -19,7 +19,14 @@ bool, or None for none."""
 
 
 def magnitude(layer: LayerView) -> Tensor:
-    """|value|: the weakest connections go first."""
+    """|value|: the weakest connections go first.
+
+    Example:
+        >>> flat, values = torch.tensor([0, 2, 5]), torch.tensor([0.5, -3.0, -0.25])
+        >>> layer = LayerView("fc", (2, 3), flat, values, torch.ones(3, dtype=torch.bool), torch.Generator())
+        >>> magnitude(layer)
+        tensor([0.5000, 3.0000, 0.2500])
+    """
     return layer.values.abs()
 
 
@@ -28,6 +35,10 @@ def saliency(layer: LayerView) -> Tensor:
     """|value * gradient|: what the loss would change, to first order, without the connection.
 
     The gradient is the one in `values.grad`: evolution must come before `zero_grad()`, as it does in a usual loop.
+
+    Example:
+        >>> Evolution(100, drop=saliency, grow=by_gradient)
+        Evolution(100, drop=saliency, grow=by_gradient)
 
     Source: Molchanov et al. 2017 (arXiv:1611.06440); Lee et al. 2019 (SNIP, arXiv:1810.02340).
     """

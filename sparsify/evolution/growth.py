@@ -21,7 +21,14 @@ TILE = 1 << 21
 
 
 def uniformly(layer: LayerView, count: int) -> Tensor:
-    """Uniformly at random where there are none: SET's rule."""
+    """Uniformly at random where there are none: SET's rule.
+
+    Example:
+        >>> alive = torch.ones(4, dtype=torch.bool)
+        >>> layer = LayerView("fc", (2, 3), torch.tensor([0, 1, 2, 3]), torch.ones(4), alive, torch.Generator())
+        >>> uniformly(layer, 2)
+        tensor([4, 5])
+    """
     return sample_outside(layer.flat, layer.shape[0] * layer.shape[1], count, layer.generator)
 
 
@@ -37,6 +44,12 @@ def by_gradient(layer: LayerView, count: int) -> Tensor:
 
     Raises:
         ValueError: no backward pass was kept, because this evolution was not due by the schedule.
+    Example:
+        >>> alive, passes = torch.ones(1, dtype=torch.bool), [(torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, 1.0]]))]
+        >>> layer = LayerView("fc", (2, 2), torch.tensor([2]), torch.ones(1), alive, torch.Generator(), passes=passes)
+        >>> by_gradient(layer, 2)  # the dense gradient is [[2, 1], [-6, -3]], and place 2 is taken
+        tensor([0, 3])
+
     Source: Evci et al. 2020 (RigL, arXiv:1911.11134).
     """
     best, place = layer.values.new_empty(0), layer.flat[:0]
@@ -63,6 +76,9 @@ class by_gradient_among:  # written like the functions beside it
         candidates: for each connection; 1 is `uniformly`.
     Raises:
         ValueError, TypeError: candidates is below 1, or no whole number.
+    Example:
+        >>> RigL(until=45_000, grow=by_gradient_among(8))
+        RigL(until=45000, grow=by_gradient_among(8))
     """
 
     candidates: int
@@ -125,6 +141,9 @@ class feeding_units:
         rule: a growth rule.
     Raises:
         TypeError: rule cannot be called.
+    Example:
+        >>> Evolution(200, drop=sparing_units(), grow=feeding_units(by_gradient))
+        Evolution(200, drop=sparing_units(), grow=feeding_units(by_gradient))
     """
 
     rule: GrowthRule = uniformly

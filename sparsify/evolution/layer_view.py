@@ -37,6 +37,16 @@ class LayerView:
     sum_over_ranks: adds up, in place, a tensor that each rank has its own of, such as what a rule computed from
         `passes`: rules must choose alike on every rank. `values` and `gradient` are the same on all ranks already.
     spared: which connections must stay whatever their scores, (nnz,) bool; None for none. Scopes see it.
+
+    Example:
+        To try a rule, make one by hand: three connections in a layer with room for six.
+
+        >>> flat, values = torch.tensor([0, 2, 5]), torch.tensor([0.5, -3.0, -0.25])
+        >>> layer = LayerView("fc", (2, 3), flat, values, torch.ones(3, dtype=torch.bool), torch.Generator())
+        >>> layer.free
+        3
+        >>> uniformly(layer, 3)
+        tensor([1, 3, 4])
     """
 
     name: str
@@ -62,7 +72,15 @@ class LayerView:
 
 
 def needing_gradient(rule: Rule) -> Rule:
-    """Mark a drop or growth rule that reads gradients: a layer that no backward pass reached then stays as it is."""
+    """Mark a drop or growth rule that reads gradients: a layer that no backward pass reached then stays as it is.
+
+    Example:
+        >>> @needing_gradient
+        ... def idle(layer):
+        ...     return layer.gradient.abs()
+        >>> Evolution(100, drop=idle)
+        Evolution(100, drop=idle)
+    """
     rule.needs_gradient = True  # type: ignore[attr-defined]
     return rule
 

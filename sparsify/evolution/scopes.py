@@ -26,7 +26,14 @@ excess and fraction ask for, all the others go, the excess first."""
 def per_layer(
     layers: Sequence[LayerView], scores: Sequence[Tensor], excess: Sequence[int], fraction: float
 ) -> list[Choice]:
-    """Each layer loses floor(fraction * nnz) of its lowest scores and grows as many."""
+    """Each layer loses floor(fraction * nnz) of its lowest scores and grows as many.
+
+    Example:
+        >>> values, alive = torch.tensor([3.0, -1.0, 2.0, 4.0]), torch.ones(4, dtype=torch.bool)
+        >>> layer = LayerView("fc", (4, 4), torch.arange(4), values, alive, torch.Generator())
+        >>> per_layer([layer], [magnitude(layer)], [0], 0.5)
+        [(tensor([1, 2]), 2)]
+    """
     choices = []
     for layer, score, more in zip(layers, scores, excess, strict=True):
         extra = min(max(0, more), layer.droppable)
@@ -44,6 +51,12 @@ def per_sign(
     where there are more of them than their own share, each takes the place of a nonzero value, from both signs in
     proportion. Where fewer places are free, the lowest of these go, whatever their sign; so does the excess. Among
     equal scores the first positions go first. A sign whose other connections are spared loses fewer.
+
+    Example:
+        >>> values, alive = torch.tensor([3.0, -1.0, 2.0, -4.0]), torch.ones(4, dtype=torch.bool)
+        >>> layer = LayerView("fc", (4, 4), torch.arange(4), values, alive, torch.Generator())
+        >>> per_sign([layer], [magnitude(layer)], [0], 0.5)  # 2.0 of the positive, -1.0 of the negative
+        [(tensor([2, 1]), 2)]
 
     Source: Mocanu et al. 2018, algorithm 1.
     """
@@ -71,6 +84,14 @@ def across_layers(
 
     Layers grow in proportion to what survives in them: the budget moves to where connections are worth most. No layer
     loses its last connection: where none is spared, its best stays.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+        >>> adam = torch.optim.Adam(model.parameters())
+        >>> model, adam = sparsify(model, adam, density=0.2, evolution=Evolution(None, scope=across_layers))
+        >>> record = adam.evolve()
+        >>> sum(record.dropped.values()), sum(record.grown.values())
+        (48, 48)
 
     Source: Mostafa and Wang 2019 (DSR, arXiv:1902.05967).
     """

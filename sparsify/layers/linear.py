@@ -52,6 +52,12 @@ class SparseLinear(SparseLayer):
 
     Raises:
         ValueError: a size is below 1 or density outside (0, 1].
+    Example:
+        >>> layer = SparseLinear(784, 300, density=0.1)
+        >>> layer
+        SparseLinear(in_features=784, out_features=300, nnz=23520, density=0.1, bias=True)
+        >>> layer(torch.randn(32, 784)).shape, layer.values.shape
+        (torch.Size([32, 300]), torch.Size([23520]))
     """
 
     bias: nn.Parameter | None

@@ -40,12 +40,19 @@ def follow(average: Averages, model: nn.Module) -> None:
         ValueError: the model has no sparse layers, or `average` does not fit it. Nothing is changed.
         TypeError: `average` is of another kind. Nothing is changed.
     Example:
+        >>> model = nn.Sequential(nn.Linear(20, 10))
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> model, sgd = sparsify(model, sgd, density=0.2, evolution=SET(interval=2))
         >>> shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
         >>> follow(shadow, model)
-        >>> for images, labels in loader:
-        ...     train(model, images, labels)  # evolves now and then
+        >>> for _ in range(4):
+        ...     sgd.zero_grad()
+        ...     model(torch.randn(8, 20)).square().mean().backward()
+        ...     sgd.step()  # evolves at the second and the fourth step, and shadow with it
         ...     for name, p in model.named_parameters():
-        ...         shadow[name].lerp_(p.detach(), 0.001)
+        ...         _ = shadow[name].lerp_(p.detach(), 0.001)
+        >>> shadow["0.values"].shape == model[0].values.shape, len(sgd.history)
+        (True, 2)
     """
     layers = _layers(model)
     if not layers:

@@ -51,6 +51,17 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             not given.
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, or the optimizer does not hold a layer's values.
+    Example:
+        `sparsify` makes one; around layers of your own make it yourself.
+
+        >>> layer = SparseLinear(20, 10, density=0.2)
+        >>> optimizer = SparseOptimizer(torch.optim.Adam(layer.parameters()), {"fc": layer}, SET(interval=2), seed=0)
+        >>> for _ in range(4):
+        ...     optimizer.zero_grad()
+        ...     layer(torch.randn(8, 20)).square().mean().backward()
+        ...     optimizer.step()
+        >>> [record.step for record in optimizer.history], layer.nnz
+        ([2, 4], 40)
     """
 
     def __init__(

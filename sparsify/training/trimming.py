@@ -40,6 +40,13 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Tr
         ValueError: drop_fraction is outside [0, 1], the model holds no sparse layer, or two optimizers hold the same.
             Nothing is changed.
         TypeError: an optimizer is none, or holds state that is not elementwise. Nothing is changed.
+    Example:
+        >>> model, _ = sparsify(nn.Sequential(nn.Linear(100, 100)), None, density=0.1)
+        >>> model[0].nnz
+        1000
+        >>> trim(model, 0.5)[0].nnz in (500, 501)  # half of the positive and half of the negative
+        True
+
     Source: Mocanu et al. 2018, algorithm 1, last step.
     """
     check_fraction(drop_fraction)

@@ -1,0 +1,195 @@
+"""The pages in docs/ and CONTRIBUTING: their snippets run, and the code and the tests that they name are there.
+
+A snippet runs with what those before it on its page have made. One whose first line is the comment `# folder/room.py`
+runs in that module, as if it stood there; a module that does not exist is made. Tests that a snippet defines run too,
+and so do the examples in its docstrings.
+"""
+
+import copy
+import doctest
+import re
+import sys
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sparsify import SET, densify, fan_in_uniform, kernels, plan, sparsify
+from sparsify.kernels import choice
+
+from . import test_kernels
+from .test_docstrings import READERS
+from .test_house import FOLDERS
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.name: path.read_text() for path in [*sorted(ROOT.glob("docs/*.md")), ROOT / ".github" / "CONTRIBUTING.md"]
+}
+SNIPPET = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```python\n(.*?)```", flags=re.DOTALL)
+HOUSE = PAGES["architecture.md"]
+NAMED = sorted({(page, *pair) for page, text in PAGES.items() for pair in re.findall(r"`([\w/]+\.py)::(\w+)`", text)})
+ROOMS = [
+    (folder, room)
+    for folder, row in re.findall(r"^\| (`\w+/`|ground|faces) \| (.*) \|$", HOUSE, flags=re.MULTILINE)
+    for room in re.findall(r"`(\w+\.\w+)`", row)
+]
+COMING = {"propose_updates", "evolved_layers.py", "gradients.py", "evolver_state.py"}
+"""What the pages name and is not there yet."""
+
+
+def coming(*where):
+    return pytest.param(*where, marks=pytest.mark.xfail(strict=True)) if COMING & set(where) else where
+
+
+def snippets(text):
+    """Each snippet that is run, with as many empty lines before it as its page has: so a traceback's line is right."""
+    for match in SNIPPET.finditer(text):
+        if not match[1]:
+            yield "\n" * text.count("\n", 0, match.start(2)) + match[2]
+
+
+def module_of(snippet, stack):
+    """The namespace of the module that the snippet belongs to, until the stack is unwound; None where it has none."""
+    path = re.match(r"\s*# ([\w/]+)\.py\b", snippet)
+    if not path:
+        return None
+    name = path[1].replace("/", ".")
+    if name not in sys.modules and not (ROOT / f"{path[1]}.py").exists():
+        module, parent, own = ModuleType(name), *name.rpartition(".")[::2]
+        module.__package__ = parent
+        sys.modules[name] = module
+        stack.callback(sys.modules.pop, name)
+        if parent:
+            setattr(import_module(parent), own, module)
+            stack.callback(delattr, import_module(parent), own)
+        return vars(module)
+    namespace = vars(import_module(name))
+    stack.callback(restore, namespace, dict(namespace))
+    namespace.update({key: copy.copy(x) for key, x in namespace.items() if isinstance(x, (dict, set, list))})
+    return namespace
+
+
+def restore(namespace, before):
+    namespace.clear()
+    namespace.update(before)
+
+
+def run(page, stack):
+    """Run the snippets of a page; what they change comes back when the stack is unwound."""
+    own = {"__name__": "tests.page", "__package__": "tests"}
+    for snippet in snippets(PAGES[page]):
+        namespace = module_of(snippet, stack) or own
+        before = set(namespace)
+        exec(compile(snippet, page, "exec"), namespace)
+        for name in [name for name in namespace if name not in before and not name.startswith("__")]:
+            if name.startswith("test_"):
+                namespace[name]()
+            check_examples(namespace[name], name, namespace)
+
+
+def check_examples(value, name, namespace):
+    said = []
+    if getattr(value, "__module__", None) == namespace["__name__"]:
+        for test in doctest.DocTestFinder().find(value, name, module=False, globs={**READERS, **namespace}):
+            doctest.DocTestRunner().run(test, out=said.append)
+    assert not said, "".join(said)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ExitStack() as stack:
+        run(page, stack)
+
+
+def test_the_kernel_of_the_recipe_is_right(monkeypatch):
+    with ExitStack() as stack:
+        run("CONTRIBUTING.md", stack)
+        monkeypatch.setitem(choice.KERNELS, "scattering", sys.modules["sparsify.kernels.scattering"])
+        assert kernels.available()[-1] == "scattering"
+        for dtype in torch.float32, torch.float64:
+            test_kernels.test_products_and_gradients_against_dense_float64("scattering", 33, 47, 0.1, 17, dtype)
+
+
+class Anchored(torch.optim.SGD):
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["anchor"] = parameter.detach().clone()
+        return loss
+
+
+def test_the_buffer_of_the_recipe_holds_weights():
+    model = nn.Sequential(nn.Linear(20, 10))
+    sgd = Anchored(model.parameters(), lr=0.1)
+    model, sgd = sparsify(model, sgd, 0.3, evolution=SET(1, grown_values=fan_in_uniform))
+    with ExitStack() as stack:
+        for holds_weights in False, True:
+            if holds_weights:
+                run("CONTRIBUTING.md", stack)
+            model(torch.randn(3, 20)).sum().backward()
+            sgd.step()
+            assert torch.equal(sgd.state[model[0].values]["anchor"], model[0].values) == holds_weights
+
+
+def test_the_layer_of_the_recipe_becomes_sparse(monkeypatch):
+    class Projection(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(10, 20))
+
+    monkeypatch.setitem(sys.modules, "yourpackage", SimpleNamespace(Projection=Projection))
+    model, x = nn.Sequential(Projection()), torch.randn(3, 20)
+    weight, sgd = model[0].weight.detach().clone(), torch.optim.SGD(model.parameters(), lr=0.1)
+    with ExitStack() as stack:
+        run("CONTRIBUTING.md", stack)
+        assert "Projection" not in str(plan(model, 0.3, start="magnitude"))
+        model, sgd = sparsify(model, sgd, 0.3, start="magnitude", evolution=SET(1))
+    assert torch.equal(model[0].values, weight.flatten()[model[0].flat()])
+    torch.testing.assert_close(model(x), x @ model[0].to_dense().t())
+    model(x).sum().backward()
+    sgd.step()
+    assert sgd.history[0].grown["0"] > 10
+    assert type(densify(model)[0]) is nn.Linear
+
+
+def test_snippets_are_found():
+    assert len(list(snippets(PAGES["CONTRIBUTING.md"]))) == 7
+
+
+@pytest.mark.parametrize(("page", "file", "name"), [coming(*named) for named in NAMED])
+def test_what_a_page_names_is_there(page, file, name):
+    is_test = file.startswith("test_")
+    text = (ROOT / ("tests" if is_test else "sparsify") / file).read_text()
+    assert re.search(rf"^{'' if is_test else ' *'}(def|class) {name}\b", text, flags=re.MULTILINE), f"{file}::{name}"
+
+
+@pytest.mark.parametrize(("folder", "room"), [coming(*each) for each in ROOMS])
+def test_rooms_that_the_architecture_names_are_there(folder, room):
+    home = folder.strip("`/")
+    assert (ROOT / "sparsify" / ("" if home in ("ground", "faces") else home) / room).exists()
+
+
+def test_the_picture_shows_the_folders_in_their_order():
+    shown = next(line for line in HOUSE.splitlines() if line.count("-->") == len(FOLDERS) - 1)
+    assert shown.split(" --> ") == [f"    {FOLDERS[-1]}", *FOLDERS[-2::-1]]
+    assert [folder.strip("`/") for folder in dict(ROOMS)] == FOLDERS
+
+
+def test_every_invariant_names_its_code_and_its_tests():
+    rows = re.findall(r"^\| \*\*\w.*", HOUSE, flags=re.MULTILINE)
+    assert len(rows) == 10
+    for row in rows:
+        _, where, proof = row.strip("| ").split(" | ")
+        assert re.search(r"`[\w/]+\.py::\w+`", where)
+        assert re.search(r"`test_\w+\.py::test_\w+`", proof)
+
+
+def test_pre_commit_runs_what_make_lint_runs():
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1]
+    hooks = re.findall(r"entry: ([^,]+),", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks == [line.strip().replace("$(BIN)", ".venv/bin") for line in lint.splitlines()]

@@ -1,0 +1,64 @@
+"""Examples in docstrings do what they say, and every public name has one."""
+
+import doctest
+import inspect
+import pkgutil
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+
+import sparsify
+from sparsify import evolution, interchange, kernels
+
+READERS = {"torch": torch, "nn": nn, "kernels": kernels}
+READERS |= {name: vars(module)[name] for module in (evolution, sparsify) for name in module.__all__}
+"""What an example may take as imported: torch, nn and our public names. All else it imports itself."""
+
+MODULES = ["sparsify", *(found.name for found in pkgutil.walk_packages(sparsify.__path__, "sparsify."))]
+PUBLIC = {f"sparsify.{name}": vars(sparsify)[name] for name in sparsify.__all__}
+PUBLIC |= {f"sparsify.evolution.{name}": vars(evolution)[name] for name in evolution.__all__}
+PUBLIC |= {
+    f"sparsify.interchange.{name}": value
+    for name, value in vars(interchange).items()
+    if inspect.isfunction(value) and value.__module__ == interchange.__name__ and not name.startswith("_")
+}
+PUBLIC |= {f"sparsify.kernels.{name}": vars(kernels)[name] for name in ("available", "use")}
+
+
+def examples(name):
+    """The docstrings of a module that hold examples; those of decorated functions too, which doctest passes over."""
+    module, finder = import_module(name), doctest.DocTestFinder(exclude_empty=True)
+    tests = finder.find(module, globs=READERS)
+    found = {test.name for test in tests}
+    for own, value in vars(module).items():
+        is_decorated = getattr(value, "__module__", None) == name and hasattr(value, "__wrapped__")
+        if is_decorated and f"{name}.{own}" not in found:
+            tests += finder.find(inspect.unwrap(value), f"{name}.{own}", globs=READERS)
+    return [test for test in tests if test.examples]
+
+
+EXAMPLES = [test for name in MODULES if name != "sparsify.native._compiled" for test in examples(name)]
+
+
+@pytest.mark.parametrize("test", EXAMPLES, ids=lambda test: test.name)
+def test_an_example_does_what_it_says(test):
+    said = []
+    doctest.DocTestRunner().run(test, out=said.append, clear_globs=False)
+    assert not said, "".join(said)
+
+
+def lacking(name):
+    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="its example is yet to be written"))
+
+
+@pytest.mark.parametrize(
+    "name", [lacking(name) if name in ("sparsify.plan", "sparsify.summary") else name for name in PUBLIC]
+)
+def test_a_public_name_has_an_example(name):
+    assert doctest.DocTestParser().get_examples(inspect.getdoc(PUBLIC[name]) or "")
+
+
+def test_examples_of_decorated_functions_are_found():
+    assert {"sparsify.kernels.choice.use", "sparsify.evolution.growth.by_gradient"} <= {test.name for test in EXAMPLES}
