@@ -49,16 +49,6 @@ def test_an_example_does_what_it_says(test):
     assert not said, "".join(said)
 
 
-def lacking(name):
-    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="its example is yet to be written"))
-
-
-@pytest.mark.parametrize(
-    "name", [lacking(name) if name in ("sparsify.plan", "sparsify.summary") else name for name in PUBLIC]
-)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_has_an_example(name):
     assert doctest.DocTestParser().get_examples(inspect.getdoc(PUBLIC[name]) or "")
-
-
-def test_examples_of_decorated_functions_are_found():
-    assert {"sparsify.kernels.choice.use", "sparsify.evolution.growth.by_gradient"} <= {test.name for test in EXAMPLES}

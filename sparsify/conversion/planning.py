@@ -36,6 +36,13 @@ def plan(
         a Report; `print` it for a table.
     Raises:
         ValueError, TypeError: as `sparsify`.
+    Example:
+        >>> lenet = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+        >>> report = plan(lenet, 0.1)
+        >>> [(layer.name, layer.nnz) for layer in report.sparse]
+        [('0', 18714), ('2', 6906)]
+        >>> report.dense[0].reason
+        'its density is 1'
     """
     starts.check(start)
     if not isinstance(evolution, Evolution):
@@ -61,6 +68,10 @@ def summary(model: nn.Module) -> Report:
 
     Returns:
         a Report; `print` it for a table.
+    Example:
+        >>> model, _ = sparsify(nn.Sequential(nn.Linear(20, 10)), None, 0.3)
+        >>> summary(model).sparse[0].nnz
+        60
     """
     maps = find(model)
     kinds = {name: type(linear_map.owner).__name__ for name, linear_map in maps.items()}

@@ -36,8 +36,7 @@ class SparseMultiheadAttention(nn.Module):
         query (L, N, embed_dim), key (S, N, kdim), value (S, N, vdim) -> output (L, N, embed_dim), and weights
         (N, L, S) or, not averaged, (N, num_heads, L, S). With `batch_first` N comes first; it may be left out.
     Example:
-        >>> model = nn.Sequential(nn.MultiheadAttention(16, num_heads=2))
-        >>> model, _ = sparsify(model, None, density=0.25)
+        >>> model, _ = sparsify(nn.Sequential(nn.MultiheadAttention(16, num_heads=2)), None, density=0.25)
         >>> type(model[0]).__name__, model[0].q_proj.nnz
         ('SparseMultiheadAttention', 64)
     """

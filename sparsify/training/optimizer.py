@@ -20,12 +20,7 @@ from sparsify.training.arguments import check_arguments
 from sparsify.training.evolver import Evolver
 from sparsify.training.optimizer_state import GrownState
 from sparsify.training.progress import Record
-from sparsify.training.steps import (
-    Calls,
-    changes_nothing,
-    optimizers_that_step_this,
-    tells_of_steps,
-)
+from sparsify.training.steps import Calls, changes_nothing, optimizers_that_step_this, tells_of_steps
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,8 +47,6 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, or the optimizer does not hold a layer's values.
     Example:
-        `sparsify` makes one; around layers of your own make it yourself.
-
         >>> layer = SparseLinear(20, 10, density=0.2)
         >>> optimizer = SparseOptimizer(torch.optim.Adam(layer.parameters()), {"fc": layer}, SET(interval=2), seed=0)
         >>> for _ in range(4):
@@ -170,10 +163,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         return self._self_evolver.evolve()
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state dict and, under "sparsify", what evolution needs to resume bit for bit.
-
-        The latter stands in the first param group too, because torch.distributed.checkpoint keeps nothing else.
-        """
+        """The wrapped optimizer's state dict and, under "sparsify", what evolution needs to resume bit for bit."""
         self._self_evolver.make_whole()
         return optimizer_loading.joined(self.__wrapped__, self._self_evolver.state_dict())
 
