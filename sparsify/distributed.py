@@ -1,4 +1,4 @@
-"""The ranks of distributed training: who they are, what they gather and add up, and what DDP need not send."""
+"""Ranks of distributed training: which there are, how they exchange data, and what DDP need not send."""
 
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final

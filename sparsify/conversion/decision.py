@@ -59,7 +59,7 @@ class Decision(NamedTuple):
 
     @property
     def is_all_full(self) -> bool:
-        """Whether some map stays dense only because its share of the density reaches all its places."""
+        """Whether a linear map stays dense because its share of the density is 1."""
         return any(reason.kind is Kind.FULL for reason in self.reasons.values())
 
 

@@ -18,7 +18,7 @@ from sparsify.training import holders
 
 
 class Kind(Enum):
-    """What code asks of a reason; users read its words."""
+    """The kinds of reasons that code tells apart; users read the words."""
 
     FROZEN = auto()
     SKIPPED = auto()

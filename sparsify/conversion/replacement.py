@@ -16,7 +16,7 @@ from sparsify.layers.linear import SparseLinear
 def assemble(
     maps: Mapping[str, LinearMap], layers: Mapping[str, SparseLinear]
 ) -> tuple[dict[nn.Module, nn.Module], Pieces]:
-    """Make what takes the place of every module that has become sparse in part; nothing is changed yet.
+    """Build the modules that will replace those with a sparse layer in them; nothing is changed yet.
 
     Args:
         maps: the linear maps of a model, by name.
@@ -53,7 +53,7 @@ def replace_modules(model: nn.Module, replaced: Mapping[nn.Module, nn.Module], u
 
 
 def _pieces(linear_map: LinearMap, layer: Projection) -> Iterator[Piece]:
-    """What the parameters of `layer` take the place of, where they are new."""
+    """Which old parameters, or parts of them, the new parameters of `layer` replace."""
     if isinstance(layer, SparseLinear):
         flat = layer.flat()
         take = partial(_at, linear_map, flat)
@@ -76,7 +76,7 @@ def _whole(linear_map: LinearMap, tensor: Tensor) -> Tensor:
 
 
 def _scale(new: Tensor, old: Tensor) -> float:
-    """By what the values of a sparse layer were multiplied, all alike."""
+    """The factor by which the values of a sparse layer were scaled."""
     if old.is_meta or not len(old):
         return 1.0
     largest = old.abs().argmax()

@@ -1,4 +1,4 @@
-"""Hands an optimizer over from old parameters to new ones, wherever it holds them or keeps something for them."""
+"""Replaces parameters in an optimizer, wherever it holds them or keeps state for them."""
 
 import copy
 from collections import deque
@@ -85,14 +85,14 @@ def replace_parameters(
 
 
 class _Transfer:
-    """One walk through an optimizer, in which it gets the new parameters."""
+    """Walks once through an optimizer and puts the new parameters in."""
 
     def __init__(self, new: Mapping[int, Sequence[Piece]], old: Mapping[int, nn.Parameter], undo: ExitStack) -> None:
         self._new, self._old, self._undo = new, old, undo
         self._seen: dict[int, Any] = {}
 
     def renew(self, value: Any, layouts: Sequence[Layout], depth: int = 0) -> Any:
-        """`value` with the new parameters: itself, changed in place, where that is possible."""
+        """Return `value` with the new parameters in it, changed in place where that is possible."""
         if id(value) in self._new:
             parts = self._new[id(value)]
             if len(parts) > 1:

@@ -17,7 +17,7 @@ Passes = Sequence[tuple[Tensor, Tensor]]
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """The sum over one rank."""
+    """Return `tensor` itself: the sum over a single rank."""
     return tensor
 
 

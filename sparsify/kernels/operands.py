@@ -38,7 +38,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
-    """Whether kernels may read these without an operator between. A short cut of `is_plain`, many times a step.
+    """Whether kernels may read these tensors directly, without an operator. A faster `is_plain`, called often.
 
     Args:
         input, values, other: strided, and on one device.
@@ -91,7 +91,7 @@ def is_transformed() -> bool:
 
 
 def check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:
-    """Check what an operator is given, from a graph that came out of a file perhaps, before kernels read its memory.
+    """Check the arguments of an operator before kernels read their memory; a graph from a file may pass anything.
 
     Args:
         rest: bias or grad.
@@ -144,7 +144,7 @@ def check_range(indices: Indices) -> None:
 
 
 def held(values: Tensor, indices: Indices) -> Tensor:
-    """`values` with its memory held, whatever another thread puts in its place, for kernels that do not look.
+    """`values`, checked and held in memory for kernels that do not check: another thread may replace them.
 
     Raises:
         ValueError: they are not as many as the connections: another thread has changed these meanwhile.

@@ -1,4 +1,4 @@
-"""What functions and operators share: a product, its gradients, and how these are differentiated again."""
+"""The product, its gradients and their derivatives, as both autograd functions and operators use them."""
 
 from collections.abc import Callable
 from types import ModuleType

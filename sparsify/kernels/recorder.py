@@ -45,7 +45,7 @@ class Backward:
     sum: int | None = None
 
     def gradient(self, values: Tensor, indices: Indices) -> Tensor:
-        """That of the values, by this backward pass alone, (nnz,)."""
+        """The gradient of the values from this backward pass alone, (nnz,)."""
         total = torch.zeros_like(values, dtype=self.passes[0][0].dtype)
         for grad, input in self.passes:
             zeros = torch.zeros_like(total)
@@ -119,7 +119,7 @@ class Recorder:
         ]
 
     def stepped(self) -> None:
-        """The optimizer has stepped: what is here is of the past once the next gradient begins."""
+        """Note that the optimizer has stepped: these passes are dropped when the next gradient begins."""
         if self._backwards:
             self._past, self._backwards = self._backwards, []
 
@@ -158,7 +158,7 @@ class Recorder:
         self._left = None if gradient is None else (ref(gradient), version(gradient))
 
     def _hook(self) -> None:
-        """Have PyTorch tell when a gradient is accumulated, as soon as the values can have one."""
+        """Register a hook that is told of accumulated gradients, once the values can have one."""
         if not self._is_hooked and self._values is not None and self._values.requires_grad:
             told = partial(_accumulated, ref(self))
             finalize(self, self._values.register_post_accumulate_grad_hook(told).remove)  # type: ignore[no-untyped-call]
@@ -168,7 +168,7 @@ class Recorder:
         return None if self._values is None else self._values.grad
 
     def _was_zeroed(self) -> bool:
-        """Whether what comes begins a new sum: where a gradient is zero by itself it does not."""
+        """Whether the gradient was zeroed since the last pass, so that the next begins a new sum."""
         gradient, left = self._gradient(), self._left
         if gradient is None:
             return True

@@ -54,7 +54,7 @@ def add_loose(layer: SparseMatrix, average: LooseAverage, is_same: Callable[[Loo
 
 
 def see_to_copies(name: str, layer: SparseMatrix) -> None:
-    """See to the copies of `layer` that something else has written to since the last step.
+    """Check the copies of `layer` that other code has written to since the last step.
 
     Where a copy that was left behind has the values of `layer` now, an average begins: it takes over the topology too.
 

@@ -6,7 +6,7 @@ from sparsify.topology import Digest, Indices
 
 
 class Checked(NamedTuple):
-    """What is known of a topology that was checked. A layer makes a new one whenever its topology changes.
+    """A topology that was checked. A layer makes a new one whenever its topology changes.
 
     indices: the very tensors that were checked.
     writes: how often these have been written to.

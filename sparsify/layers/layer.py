@@ -64,7 +64,7 @@ class SparseLayer(SparseMatrix):
         return not vectors.holds_numbers(self.values)  # where there is nothing to check, and nothing that changes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseLayer":
-        """What `.to()`, `.half()` and the like do: nothing else writes here."""
+        """Convert all tensors, as `.to()` and `.half()` ask."""
         settle(self)
         digest = self.digest if self.is_checked() else None
         with copies.converted(self):

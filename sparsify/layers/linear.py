@@ -196,7 +196,7 @@ class SparseLinear(SparseLayer):
 
     @weight.setter
     def weight(self, weight: "SparseTensor") -> None:
-        """Take its own weight, and nothing else: who unwraps a layer may hand it over (PEFT)."""
+        """Accept the layer's own weight, as PEFT sets it when it unwraps a layer, and nothing else."""
         if not isinstance(weight, lazy.torch_sparse().SparseTensor) or weight.storage.value() is not self.values:
             raise AttributeError(
                 f"weight must be the layer's own, got another {type(weight).__name__}. Write into `values`, or load a "

@@ -76,7 +76,7 @@ def _say_what_was_left_out(dense: Collection[tuple[SparseMatrix, Tensor]]) -> No
 
 
 class _Loading(local):
-    """The call of `load_state_dict` that this thread is in: its list of errors, and which layers have their weight."""
+    """State of this thread's call of `load_state_dict`: its list of errors, and the layers loaded so far."""
 
     errors: list[str] | None = None
     done: "WeakSet[SparseMatrix]"

@@ -19,7 +19,7 @@ from sparsify.torch_private import loading_hooks
 
 
 def watch(model: nn.Module, undo: ExitStack) -> None:
-    """Have each module of `model` that holds sparse layers load them together."""
+    """Register a hook that has each module of `model` load all its sparse layers at once."""
     for module in model.modules():
         hooks = loading_hooks(module)
         known = any(getattr(hook, "hook", hook) is _load_sparse_layers for hook in hooks)
@@ -98,7 +98,7 @@ def _loading_others(named: Mapping[str, nn.Module], state_dict: Mapping[str, Any
 
 
 def _can_be_copied(found: Tensor, tensor: Tensor) -> bool:
-    """Whether nothing can go wrong; PyTorch does the rest after us."""
+    """Whether `found` can be copied into `tensor` without an error; PyTorch loads what cannot."""
     strided = found.layout == tensor.layout == torch.strided and torch.can_cast(found.dtype, tensor.dtype)
     return strided and vectors.holds_numbers(found) and vectors.holds_numbers(tensor)
 

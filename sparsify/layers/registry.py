@@ -1,4 +1,4 @@
-"""Which sparse layers there are, and which of them are trained: among them averages and copies are looked for."""
+"""Registers all sparse layers that are alive, and which are trained: averages are looked for among them."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -9,7 +9,7 @@ from sparsify.swap import LOCK
 
 
 class Trainer(Protocol):
-    """Belongs to an optimizer that can evolve these layers, and lives as long as it.
+    """Stands for an optimizer that can evolve these layers, and lives as long as it does.
 
     has_stepped: whether that has made a step; it need not ever, as that of a target network or of a copied pair.
     """
@@ -56,6 +56,6 @@ def trained() -> set[SparseMatrix]:
 
 
 def name(layer: SparseMatrix) -> str:
-    """That by which its optimizer knows a layer; nothing where there is none."""
+    """The name that its optimizer has for a layer; "" where there is none."""
     with LOCK:
         return next((name for trainer in _trainers for name, one in trainer.layers.items() if one is layer), "")

@@ -1,4 +1,4 @@
-"""Some of the numbers of a vector: what shows, at next to no cost, whether other code has written to it."""
+"""Samples of vectors: they show, at next to no cost, whether other code has written to a vector."""
 
 import ctypes
 import math
@@ -20,7 +20,7 @@ ALIKE = 0.5
 
 
 class Sample:
-    """Some numbers of a vector as they were when they were last taken.
+    """Some numbers of a vector, as they were when the sample was last taken.
 
     Args:
         vector: (n,), or longer; whether it is memory that the compiled library can read does not matter.
@@ -94,7 +94,7 @@ class Samples:
         return any(sample.has_changed() for sample in self._others)
 
     def _locate(self) -> None:
-        """Have the addresses of all vectors that are plain memory. Storages that are held are not given back."""
+        """Look up the addresses of all vectors that are plain memory, and hold their storages."""
         for sample, numbers, vector, pointer, size, storage, room in self._located:
             if (
                 sample.numbers is not numbers

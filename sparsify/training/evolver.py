@@ -41,7 +41,7 @@ class Evolver:
         ranks: the processes that train replicas of the model.
         loading: whether loading a state dict was begun, and not finished.
         old_weights: dense weights that the layers have replaced.
-        foreign: sees to what other code writes into the layers between steps.
+        foreign: watches what other code writes into the layers between steps.
         is_checked: whether what the optimizer keeps was found to be elementwise, after a step.
     """
 

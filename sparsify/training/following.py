@@ -1,4 +1,4 @@
-"""`follow`: says of an average what cannot be seen, that it evolves with a model."""
+"""`follow`: the user says that an average evolves with a model, where sparsify cannot see it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ AGAIN = "Call follow(average, model) when both are loaded, or begin the average 
 
 
 def follow(average: Averages, model: nn.Module) -> None:
-    """Say that `average` holds averages of the weights of `model`: from now on it evolves with the model.
+    """Have `average`, which holds averages of the weights of `model`, evolve with the model from now on.
 
     Copies made with copy.deepcopy or AveragedModel, and models that have loaded the model's state dict, need no such
     call. It is for what cannot be seen: averages that are kept by parameter name or in a list, and target networks that

@@ -1,4 +1,4 @@
-"""Values that other code writes into a layer which is trained: they must belong to the connections that are there.
+"""Warns where other code writes values into a trained layer that belong to connections it no longer has.
 
 What was saved or averaged by name, position by position, before the topology evolved belongs to the connections of that
 time. Nothing in a tensor says so, but its numbers do: where the last evolution has put another connection, what comes
@@ -37,7 +37,7 @@ ALWAYS, EACH = 64, 16
 
 
 class Seen(Sample):
-    """Some values of a layer after a step, at positions that hold other connections since the last evolution.
+    """A sample of a layer's values after a step, where the last evolution has put other connections.
 
     Attributes:
         before: what was there before that; None where the layer had another number of connections.
@@ -93,7 +93,7 @@ class Seen(Sample):
 
 
 def prepare_observer(layer: SparseMatrix, update: Update) -> Change:
-    """Prepare to see to the values of `layer` where `update` puts other connections."""
+    """Prepare to watch the values of `layer` where `update` puts other connections."""
     values, positions = layer.values.detach(), _moved(update)
     before = at(values, positions) if len(update.origin) == update.old_nnz else None
     return partial(_see, layer, positions, before)
@@ -114,7 +114,7 @@ def _moved(update: Update) -> Tensor:
 
 
 class ForeignWrites:
-    """Sees to what other code writes into the layers of one optimizer between its steps.
+    """Watches what other code writes into the layers of one optimizer between its steps.
 
     Args:
         layers: name -> layer.
@@ -136,7 +136,7 @@ class ForeignWrites:
         registry.trains(self)
 
     def look(self) -> None:
-        """Before a step: warn of values that were overwritten with such of other connections.
+        """Before a step: warn if values were overwritten with values of other connections.
 
         Raises:
             ValueError: another parameter stands in a layer.
@@ -167,7 +167,7 @@ class ForeignWrites:
             _warn_of_other_connections(found)
 
     def note(self) -> None:
-        """After a step: these are the layers' own values."""
+        """After a step: remember a sample of the values, to notice what other code writes."""
         seen = [layer.observer if isinstance(layer.observer, Seen) else None for layer in self.layers.values()]
         if seen != self._seen:
             self._seen = seen

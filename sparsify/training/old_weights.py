@@ -1,4 +1,4 @@
-"""Dense modules and weights that sparse layers have replaced: whoever goes on using them is told.
+"""Dense modules and weights that sparse layers have replaced: using them raises, holding them warns.
 
 A list of layers that the model keeps beside its modules, a list of parameters made too early, a model that `sparsify()`
 returned and nobody took: all of them refer to what is no part of the model any more, and trains no more.
@@ -21,13 +21,13 @@ OldWeights = list[tuple[str, "ReferenceType[nn.Parameter]"]]
 
 
 class Replaced:
-    """Comes before the class of a dense module once it is replaced, and raises wherever it is used."""
+    """Mixed into the class of a dense module that was replaced: it raises wherever the module is used."""
 
     _layer: str
     _gone: frozenset[str]
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
-        """Say what has become of it."""
+        """Raise: this module was replaced by a sparse one."""
         raise RuntimeError(self._says())
 
     def __getattr__(self, name: str) -> Any:
@@ -91,7 +91,7 @@ def warn_of_old_weights(old: OldWeights) -> None:
 
 
 def _is_held(reference: "ReferenceType[nn.Parameter]", frame: FrameType | None) -> bool:
-    """Whether Python code, in `frame` or around it, can reach a weight: what only a live graph holds does no harm."""
+    """Whether Python code, in `frame` or around it, can still reach a weight; a graph that holds it does no harm."""
     weight = reference()
     if weight is None:
         return False

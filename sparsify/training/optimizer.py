@@ -131,7 +131,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         return value
 
     def _self_as_one_step(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a method of an optimizer that holds others: however often they step meanwhile, it is one step."""
+        """Call a method of an optimizer that holds others; however often these step in it, it counts as one step."""
         calls = self._self_calls
         if calls.around:
             return method(*args, **kwargs)
@@ -190,7 +190,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         targets: Mapping[str, int],
         undo: ExitStack,
     ) -> None:
-        """Evolve these layers by another algorithm: schedulers and trainers hold this object, and go on with it."""
+        """Evolve these layers by another algorithm, as the same object: schedulers and trainers hold it."""
         old, new = self._self_evolver, Evolver(self.__wrapped__, layers, evolution, grown_state, seed, targets)
         new.take_after(old)
         undo.callback(self._self_follow, old)

@@ -56,7 +56,7 @@ def check_optimizer(optimizer: object) -> None:
 
 
 class Kept:
-    """All that an optimizer keeps, and what it holds or is held by: in its state, in lists and dicts of its own.
+    """Every tensor that an optimizer keeps for its parameters, and those that optimizers in or around it keep.
 
     Args:
         roots: the optimizer, and others such as one that holds it. What they make after this call is not here.
@@ -183,7 +183,7 @@ class Kept:
                 yield partial(library.overwrite, tensor, self._at_first(parameter, key, values).to(tensor))
 
     def _at_first(self, parameter: Tensor, key: str, values: Tensor) -> Tensor:
-        """What new connections with these values find in the buffer of this name."""
+        """What a buffer of this name holds at first for new connections with these values."""
         if key in WEIGHTS:
             return values
         for each in self.optimizers:

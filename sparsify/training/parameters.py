@@ -1,4 +1,4 @@
-"""The parameters of sparse layers, which an optimizer holds and evolution moves, must stay what they are."""
+"""Checks that the parameters of sparse layers are still those that the optimizer holds."""
 
 from collections.abc import Mapping
 

@@ -15,7 +15,7 @@ from sparsify.warning import warn
 
 
 def distrust_what_does_not_fit(evolved: Iterable[EvolvedLayer], kept: Kept) -> None:
-    """Buffers of another length than the values belong to no topology that is here."""
+    """Treat buffers of another length than the values as stale: they start afresh at the next step."""
     for each in evolved:
         if not kept.fits(each.values):
             each.topology = NO_TOPOLOGY

@@ -1,4 +1,4 @@
-"""Tells what is a step of an optimizer: where several run inside one another, only the outermost counts."""
+"""Tells which call of `step()` counts where optimizers call one another: the outermost."""
 
 import sys
 from types import FrameType
@@ -24,7 +24,7 @@ def tells_of_steps(optimizer: object) -> bool:
 
 
 def optimizers_that_step_this() -> list[object]:
-    """Those in whose methods this call of `step()` happens: made around an optimizer after `sparsify` wrapped it."""
+    """The optimizers whose methods call this `step()`: wrappers that were made after `sparsify` was called."""
     found: list[object] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
@@ -63,7 +63,7 @@ class Calls:
         self.stepped = False
 
     def begin(self) -> None:
-        """A `step()` has called its hook, which calls this."""
+        """A call of `step()` begins; its hook calls this."""
         frame = sys._getframe(2)
         while "_dynamo" in frame.f_code.co_filename and frame.f_back is not None:  # keeps torch.compile out of the hook
             frame = frame.f_back

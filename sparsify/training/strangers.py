@@ -1,4 +1,4 @@
-"""Models beside the one that is trained, which averages of its values may go to although nothing says so.
+"""Warns of models that get averages of the trained one's values without following its topology.
 
 A target network that was built by its constructor, and got its values parameter by parameter, is no copy that we know
 of: when the topology evolves it keeps its own, and averages different connections from then on. We cannot know whether
@@ -21,7 +21,7 @@ from sparsify.warning import warn
 
 @dataclass
 class _Stranger:
-    """What is known of a layer that no optimizer of ours trains, and that is no copy.
+    """What is known of a layer that is neither trained by a wrapped optimizer nor a copy of one that is.
 
     sample: of its values when it was last looked at.
     checked: its topology then.
