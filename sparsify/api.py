@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sparsify import vectors
 from sparsify.conversion import meta_device, replacement, starts, transfer
-from sparsify.conversion.decision import check_something_changes, decide
+from sparsify.conversion.decision import Decision, check_something_changes, decide
 from sparsify.conversion.densities import Density
 from sparsify.conversion.distributions import Distribution, erdos_renyi
 from sparsify.conversion.linear_maps import LinearMap
@@ -138,25 +138,19 @@ def sparsify(
     plain = [each.__wrapped__ if isinstance(each, SparseOptimizer) else each for each in given]
     decision = decide(model, density, plain, evolution, distribution, skip, start)
     check_something_changes(model, density, decision, start, lambda: report_of(model, decision))
-    maps, first, existing, targets = decision.maps, decision.first, decision.existing, decision.targets
-    weights = {name: maps[name].owner.get_parameter(maps[name].weight) for name in first}
-    weights |= {name: layer.values for name, layer in existing.items()}
-    dealt = holders.deal(plain, weights)
-    for each, names in zip(plain, dealt, strict=True):
-        if names or not several:
-            check_optimizer(each)
-            Kept(each).check({name: weight for name, weight in weights.items() if name in names})
-    meta_device.check(model, {maps[name].owner for name in first})
+    dealt = _deal(decision, plain, several)
+    meta_device.check(model, {decision.maps[name].owner for name in decision.first})
 
+    # All is checked. Build what takes the old modules' places.
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseLinear] = {}
-    for name, connections in first.items():
-        layers[name] = _layer(maps[name], connections, start, vectors.generator(seed, "start", name))
-    replaced, pieces = replacement.assemble(maps, layers)
+    for name, connections in decision.first.items():
+        layers[name] = _layer(decision.maps[name], connections, start, vectors.generator(seed, "start", name))
+    replaced, pieces = replacement.assemble(decision.maps, layers)
     old = {module: name for name, module in model.named_modules() if module in replaced}
-    layers |= existing
+    layers |= decision.existing
 
-    with ExitStack() as undo:
+    with ExitStack() as undo:  # put it there; each change says how to undo it
         replacement.replace_modules(model, replaced, undo)
         model = replaced.get(model, model)
         allocated = meta_device.materialize(model, undo)
@@ -166,9 +160,10 @@ def sparsify(
             own = {name: layers[name] for name, _ in model.named_modules() if name in names}
             if isinstance(was, SparseOptimizer):
                 if own:
-                    was._self_go_on(own, evolution, grown_state, seed, targets, undo)
+                    was._self_go_on(own, evolution, grown_state, seed, decision.targets, undo)
             elif own or not several:
-                was = SparseOptimizer(each, own, evolution, grown_state=grown_state, seed=seed, targets=targets)
+                options: Any = {"grown_state": grown_state, "seed": seed, "targets": decision.targets}
+                was = SparseOptimizer(each, own, evolution, **options)
                 undo.callback(was._self_unhook)
             wrapped.append(was)
         model_loading.watch(model, undo)
@@ -196,6 +191,26 @@ def _check(optimizer: object, model: nn.Module, evolution: object, grown_state: 
         if evolved:
             return
     check_arguments(optimizer, evolution, grown_state, seed)
+
+
+def _deal(decision: Decision, optimizers: Sequence[Any], several: bool) -> list[set[str]]:
+    """The names of the layers that each optimizer trains.
+
+    Args:
+        several: whether one of them may train none.
+    Raises:
+        ValueError: two train the same layer.
+        TypeError: an optimizer keeps state that is not elementwise.
+    """
+    maps = decision.maps
+    weights = {name: maps[name].owner.get_parameter(maps[name].weight) for name in decision.first}
+    weights |= {name: layer.values for name, layer in decision.existing.items()}
+    dealt = holders.deal(optimizers, weights)
+    for each, names in zip(optimizers, dealt, strict=True):
+        if names or not several:
+            check_optimizer(each)
+            Kept(each).check({name: weight for name, weight in weights.items() if name in names})
+    return dealt
 
 
 def _layer(linear_map: LinearMap, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseLinear:
