@@ -158,7 +158,9 @@ class SparseMatrix(nn.Module):
 
     def _count_gradients(self) -> None:
         values = self._parameters.get("values")
-        if values is not None and values.requires_grad:
+        if (
+            isinstance(values, nn.Parameter) and values.is_leaf and values.requires_grad
+        ):  # not torch.func's in its place
             self.to_count, self._counted = False, ref(values)
             values.register_post_accumulate_grad_hook(partial(_count, ref(self)))  # type: ignore[no-untyped-call]
 

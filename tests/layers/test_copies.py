@@ -316,3 +316,16 @@ def test_soft_updates_of_what_was_left_behind_are_refused_where_it_computes():
         data_copy(target, policy)
         with pytest.raises(RuntimeError, match="copy of layer '0' that averages weights across an evolution"):
             target(X)
+
+
+def test_a_copy_computes_with_other_tensors_in_place_of_its_parameters():
+    model, _ = sparsify(mlp(12, 16, 4), None, 0.3)
+    copied = copy.deepcopy(model)
+    x, scale = torch.randn(5, 12), torch.ones((), requires_grad=True)
+    others = {name: scale * p.detach() for name, p in copied.named_parameters()}
+    out = torch.func.functional_call(copied, others, (x,))
+    assert torch.equal(out, model(x))
+    out.sum().backward()
+    assert scale.grad is not None
+    copied(x).sum().backward()
+    assert [layer.gradients for layer in (copied[0], copied[2])] == [1, 1]
