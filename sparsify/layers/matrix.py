@@ -160,7 +160,7 @@ class SparseMatrix(nn.Module):
         values = self._parameters.get("values")
         if (
             isinstance(values, nn.Parameter) and values.is_leaf and values.requires_grad
-        ):  # not torch.func's in its place
+        ):  # not torch.func.s
             self.to_count, self._counted = False, ref(values)
             values.register_post_accumulate_grad_hook(partial(_count, ref(self)))  # type: ignore[no-untyped-call]
 
