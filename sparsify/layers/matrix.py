@@ -158,9 +158,7 @@ class SparseMatrix(nn.Module):
 
     def _count_gradients(self) -> None:
         values = self._parameters.get("values")
-        if (
-            isinstance(values, nn.Parameter) and values.is_leaf and values.requires_grad
-        ):  # not torch.func.s
+        if isinstance(values, nn.Parameter) and values.is_leaf and values.requires_grad:  # not one of torch.func
             self.to_count, self._counted = False, ref(values)
             values.register_post_accumulate_grad_hook(partial(_count, ref(self)))  # type: ignore[no-untyped-call]
 
