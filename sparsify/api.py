@@ -128,8 +128,8 @@ def sparsify(
 
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
-    several = isinstance(optimizer, Sequence) and not isinstance(optimizer, str)
-    given: list[Any] = [] if optimizer is None else list(optimizer) if several else [optimizer]
+    given = holders.listed(optimizer)
+    several = isinstance(optimizer, Sequence)
     if several and not given:
         raise ValueError(f"optimizer must be one, several or None, got none in {optimizer!r}.")
     for each in given:

@@ -124,6 +124,12 @@ def holds_numbers(tensor: Tensor) -> bool:
     return not tensor.is_meta and not dispatch_keys(tensor).has(DispatchKey.Python)
 
 
+def has_numbers(vector: Tensor) -> bool:
+    """Whether a vector has numbers that can be read: on no device are they, once its storage was freed."""
+    strided = vector.layout == torch.strided and holds_numbers(vector)
+    return strided and vector.dim() == 1 and library.has_memory(vector)
+
+
 def native(flat: Tensor) -> bool:
     """Whether the compiled library works on `flat`."""
     return library.LIBRARY is not None and library.is_plain(flat)

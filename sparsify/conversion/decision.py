@@ -58,7 +58,7 @@ class Decision(NamedTuple):
     targets: dict[str, int]
 
     @property
-    def is_all_full(self) -> bool:
+    def has_full(self) -> bool:
         """Whether a linear map stays dense because its share of the density is 1."""
         return any(reason.kind is Kind.FULL for reason in self.reasons.values())
 
@@ -106,10 +106,41 @@ def decide(
         for name in maps.keys() - flat.keys():
             if density is None or start != "nonzero":
                 reasons.setdefault(name, FULL if start == "nonzero" else DENSE_IN_START)
-    kept = {name: layer.nnz for name, layer in existing.items()}
     if density is None:
-        return Decision(maps, reasons, {**flat}, existing, set(), kept | {n: len(places) for n, places in flat.items()})
+        targets = {name: layer.nnz for name, layer in existing.items()} | {n: len(x) for n, x in flat.items()}
+        return Decision(maps, reasons, {**flat}, existing, set(), targets)
     pruned = {name: layer for name, layer in existing.items() if prunes and name not in skipped}
+    counts = _share_out(density, maps, reasons, flat, pruned, distribution)
+    full = {name for name, reason in reasons.items() if reason is FULL and name in counts}
+    ends = {name: count for name, count in counts.items() if name in maps and name not in full}
+    targets = {name: layer.nnz for name, layer in existing.items()}
+    targets |= {name: count for name, count in counts.items() if name not in full}
+    first: dict[str, int | Tensor] = {**ends}
+    if flat or (existing and prunes):  # pruning begins with the model as it is: what is dense, with all its places
+        first = {name: flat.get(name, maps[name].linear.weight.numel()) for name in ends}
+    elif prunes and evolution.start_density is not None:
+        counted = {name: counts[name] for name in (*ends, *full)}
+        shapes = {name: maps[name].shape for name in counted}
+        firsts = first_connections(counted, shapes, density, evolution.start_density, distribution)
+        first = {name: firsts[name] for name in ends}
+    return Decision(maps, reasons, first, existing, set(pruned), targets)
+
+
+def _share_out(
+    density: Density,
+    maps: Mapping[str, LinearMap],
+    reasons: dict[str, Reason],
+    flat: Mapping[str, Tensor],
+    pruned: Mapping[str, SparseLinear],
+    distribution: Distribution,
+) -> dict[str, int]:
+    """Connections in the end of each layer that shares the density; `reasons` gets why others of these stay dense.
+
+    Args:
+        reasons: of the maps that do not share it.
+        flat: connections that some of the others begin with.
+        pruned: sparse layers that share it too.
+    """
     most = {name: len(places) for name, places in flat.items()} | {name: layer.nnz for name, layer in pruned.items()}
     eligible = {name: linear_map.shape for name, linear_map in maps.items() if name not in reasons}
     shapes = eligible | {name: layer.shape for name, layer in pruned.items()}
@@ -119,17 +150,7 @@ def decide(
             reasons[name] = NOT_NAMED
         elif counts[name] == shape[0] * shape[1]:
             reasons[name] = FULL
-    ends = {name: counts[name] for name in eligible if name not in reasons}
-    targets = kept | {name: count for name, count in counts.items() if name not in reasons}
-    first: dict[str, int | Tensor] = {**ends}
-    if flat or (existing and prunes):  # pruning begins with the model as it is: what is dense, with all its places
-        first = {name: flat.get(name, shapes[name][0] * shapes[name][1]) for name in ends}
-    elif prunes and evolution.start_density is not None:
-        full = {name: counts[name] for name in eligible if reasons.get(name) is FULL}
-        counted = {name: shapes[name] for name in (*ends, *full)}
-        firsts = first_connections(ends | full, counted, density, evolution.start_density, distribution)
-        first = {name: firsts[name] for name in ends}
-    return Decision(maps, reasons, first, existing, set(pruned), targets)
+    return counts
 
 
 def check_something_changes(
@@ -149,7 +170,7 @@ def check_something_changes(
             )
         return
     check_dense(model)
-    if start == "nonzero" or not decision.is_all_full:
+    if start == "nonzero" or not decision.has_full:
         what = "with weights that are zero" if start == "nonzero" else "that can be sparse"
         raise ValueError(f"model must hold an nn.Linear {what}, got none.\n{table()}")
 
@@ -166,7 +187,7 @@ def _go_on(model: nn.Module, existing: dict[str, SparseLinear], prunes: bool, is
     if not existing:
         raise TypeError(f"density must be given. {f'{WAYS} {IS_SPARSE}' if is_sparse else WAYS}")
     if prunes:
-        raise ValueError("density must be given where evolution prunes, got none: it is where pruning ends.")
+        raise ValueError(starts.PRUNES_TO)
     maps = find(model)
     reasons = dict.fromkeys(maps, WITHOUT_DENSITY)
     return Decision(maps, reasons, {}, existing, set(), {name: layer.nnz for name, layer in existing.items()})

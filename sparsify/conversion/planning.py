@@ -1,6 +1,6 @@
 """`plan` and `summary`: what `sparsify` would do, and what a model is now, as tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from sparsify.conversion.linear_maps import find
 from sparsify.conversion.report import Report, report
 from sparsify.conversion.starts import Start
 from sparsify.evolution import SET, Evolution
+from sparsify.training import holders
 
 
 def plan(
@@ -47,11 +48,10 @@ def plan(
     starts.check(start)
     if not isinstance(evolution, Evolution):
         raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
-    single = optimizer is not None and not isinstance(optimizer, Sequence)
-    optimizers: Any = [optimizer] if single else optimizer
+    optimizers = None if optimizer is None else holders.listed(optimizer)
     decision = decide(model, density, optimizers, evolution, distribution, skip, start)
     goes_on = density is None and starts.is_by_density(start)
-    if not (decision.first or decision.pruned or decision.is_all_full or goes_on):
+    if not (decision.first or decision.pruned or decision.has_full or goes_on):
         check_dense(model)
     return report_of(model, decision)
 

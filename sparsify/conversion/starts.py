@@ -23,6 +23,8 @@ SKIPPED = Reason("skip names it", Kind.SKIPPED)
 
 GIVEN_WITH_STATE_DICT = "density and skip must not be given where start is a state dict, which says what is sparse."
 
+PRUNES_TO = "density must be given where evolution prunes, got none: it is where pruning ends."
+
 WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 """What holds a model as its `module`."""
 
@@ -58,7 +60,7 @@ def check_density(start: Start, density: object, prunes: bool) -> None:
             'GMP(...), goes on from there down to a density; start="magnitude" keeps the largest weights of a density.'
         )
     elif density is None and prunes:
-        raise ValueError("density must be given where evolution prunes, got none: it is where pruning ends.")
+        raise ValueError(PRUNES_TO)
 
 
 def given_topologies(

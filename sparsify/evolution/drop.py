@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.checks import check_callable, described, is_plain_vector
-from sparsify.evolution.layer_view import LayerView, needing_gradient, needs_gradient
+from sparsify.checks import described, is_plain_vector
+from sparsify.evolution.layer_view import AroundRule, LayerView, needing_gradient
 from sparsify.vectors import positions
-from sparsify.written import as_typed, written
+from sparsify.written import written
 
 DropRule = Callable[[LayerView], Tensor]
 """layer -> score of each connection, (nnz,) of floating point.
@@ -46,7 +46,7 @@ def saliency(layer: LayerView) -> Tensor:
 
 
 @dataclass(frozen=True, repr=False)
-class sparing_units:  # written like the functions beside it
+class sparing_units(AroundRule):  # written like the functions beside it
     """A drop rule that keeps the best connection of every output unit: no unit loses its last input.
 
     The best has the highest score of its unit, NaN above all; among equals it is the first. It stays whatever its score
@@ -62,15 +62,6 @@ class sparing_units:  # written like the functions beside it
     """
 
     rule: DropRule = magnitude
-    __repr__ = as_typed
-
-    def __post_init__(self) -> None:
-        check_callable("rule", self.rule)
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether the rule that scores does."""
-        return needs_gradient(self.rule)
 
     def __call__(self, layer: LayerView) -> Tensor:
         """The scores that `rule` gives."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsify import kernels
 from sparsify.checks import check_callable, check_count, check_share, described, is_plain_vector
-from sparsify.evolution.layer_view import LayerView, needing_gradient, needs_gradient
+from sparsify.evolution.layer_view import AroundRule, LayerView, needing_gradient, needs_gradient
 from sparsify.topology import index
 from sparsify.vectors import common, free_places, lowest, merge, positions, sample, sample_outside
 from sparsify.written import as_typed, written
@@ -132,7 +132,7 @@ class mixed:
 
 
 @dataclass(frozen=True, repr=False)
-class feeding_units:
+class feeding_units(AroundRule):
     """A growth rule that first gives each output unit without inputs one, at random; the rest grows by `rule`.
 
     With as many dropped as grown, units that are fed stay so, and empty ones find an input as far as the count goes.
@@ -147,15 +147,6 @@ class feeding_units:
     """
 
     rule: GrowthRule = uniformly
-    __repr__ = as_typed
-
-    def __post_init__(self) -> None:
-        check_callable("rule", self.rule)
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether the rule for the rest does."""
-        return needs_gradient(self.rule)
 
     def __call__(self, layer: LayerView, count: int) -> Tensor:
         """A place in each empty unit, as far as the count goes, and the rest by `rule`."""

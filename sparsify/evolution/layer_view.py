@@ -1,4 +1,4 @@
-"""What the rules of an evolution may see of a layer, and what all checks of rules share."""
+"""What the rules of an evolution may see of a layer, and how one says that it reads gradients."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sparsify.checks import check_callable
 from sparsify.topology import Shape
+from sparsify.written import as_typed
 
 Rule = TypeVar("Rule", bound=Callable[..., object])
-
 
 Passes = Sequence[tuple[Tensor, Tensor]]
 """(gradient of the output (batch, out_features), input (batch, in_features)) of each of some backward passes."""
@@ -88,3 +89,22 @@ def needing_gradient(rule: Rule) -> Rule:
 def needs_gradient(rule: object) -> bool:
     """Whether a rule is marked so."""
     return bool(getattr(rule, "needs_gradient", False))
+
+
+@dataclass(frozen=True, repr=False)
+class AroundRule:
+    """A rule that calls another, and needs a gradient if that does.
+
+    rule: the other.
+    """
+
+    rule: Callable[..., Tensor]
+    __repr__ = as_typed
+
+    def __post_init__(self) -> None:
+        check_callable("rule", self.rule)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the other rule does."""
+        return needs_gradient(self.rule)

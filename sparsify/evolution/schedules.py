@@ -32,7 +32,23 @@ class constant:  # schedules are written like functions
 
 
 @dataclass(frozen=True, repr=False)
-class linear:
+class _Ramp:
+    """What goes from `start` to `end` over `steps` optimizer steps."""
+
+    start: float
+    steps: int
+    end: float = 0.0
+    __repr__ = as_typed
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps, 1, " of optimizer steps")
+
+    def _way(self, step: int) -> float:
+        """How much of the way is gone after optimizer step `step`, in [0, 1]."""
+        return min(1.0, step / self.steps)
+
+
+class linear(_Ramp):
     """From `start` to `end` in a straight line over `steps` optimizer steps; `end` from then on.
 
     Args:
@@ -46,21 +62,12 @@ class linear:
         0.25
     """
 
-    start: float
-    steps: int
-    end: float = 0.0
-    __repr__ = as_typed
-
-    def __post_init__(self) -> None:
-        _check_length(self.steps)
-
     def __call__(self, step: int) -> float:
         """The value after optimizer step `step`."""
-        return self.start + (self.end - self.start) * min(1.0, step / self.steps)
+        return self.start + (self.end - self.start) * self._way(step)
 
 
-@dataclass(frozen=True, repr=False)
-class cosine:
+class cosine(_Ramp):
     """From `start` to `end` along half a cosine over `steps` optimizer steps; `end` from then on.
 
     Args:
@@ -77,17 +84,9 @@ class cosine:
     Source: Dettmers and Zettlemoyer 2019 (arXiv:1907.04840); Evci et al. 2020 (arXiv:1911.11134).
     """
 
-    start: float
-    steps: int
-    end: float = 0.0
-    __repr__ = as_typed
-
-    def __post_init__(self) -> None:
-        _check_length(self.steps)
-
     def __call__(self, step: int) -> float:
         """The value after optimizer step `step`."""
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * self._way(step))) / 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +147,3 @@ class coin:
     def __call__(self, step: int) -> bool:
         """Whether evolution comes after optimizer step `step`."""
         return random.Random(f"coin/{self.seed}/{step}").random() < float(self.probability)
-
-
-def _check_length(steps: object) -> None:
-    check_count("steps", steps, 1, " of optimizer steps")

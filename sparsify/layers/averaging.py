@@ -18,8 +18,9 @@ from sparsify.kernels.operands import is_direct
 from sparsify.layers import copies, registry
 from sparsify.layers.copies import Copy
 from sparsify.layers.matrix import SparseMatrix
-from sparsify.layers.samples import Sample, at, compare, has_numbers, holds_share
+from sparsify.layers.samples import Sample, at, compare, holds_share
 from sparsify.swap import LOCK, Change, Swap
+from sparsify.vectors import has_numbers
 
 
 class Average(Protocol):
@@ -159,7 +160,7 @@ def _is_of(layer: SparseMatrix, copy: SparseMatrix, known: Copy) -> bool:
 def _refuse_mixed(name: str, layer: SparseMatrix, copy: SparseMatrix, known: Copy) -> None:
     """Raise RuntimeError where a copy of another topology holds a share of the values of `layer`."""
     sample = known.sample
-    if sample is None or not sample.fits() or len(layer.values) != sample.length:
+    if sample is None or not sample.fits() or len(layer.values) != sample.length or not copy.is_whole():
         return
     now, before, theirs = sample.now(), sample.numbers, at(layer.values, sample.positions).to(sample.vector.device)
     if not _same_topology(layer, copy):  # where both have the same connection nothing is mixed
@@ -182,10 +183,7 @@ def _same_values(one: Tensor, other: Tensor) -> bool:
 
 
 def _same_topology(one: SparseMatrix, other: SparseMatrix) -> bool:
-    try:
-        return one.digest == other.digest
-    except ValueError:  # one of them has none
-        return False
+    return one.is_whole() and other.is_whole() and one.digest == other.digest
 
 
 def _loose_of(layer: SparseMatrix) -> list[LooseAverage]:

@@ -15,10 +15,10 @@ from torch import nn
 
 from sparsify.layers import registry
 from sparsify.layers.matrix import SparseMatrix
-from sparsify.layers.samples import Sample, Samples, has_numbers
+from sparsify.layers.samples import Sample, Samples
 from sparsify.swap import LOCK
 from sparsify.torch_private import version
-from sparsify.vectors import fingerprint
+from sparsify.vectors import fingerprint, has_numbers
 
 
 class State(NamedTuple):

@@ -162,7 +162,6 @@ class SparseLinear(SparseLayer):
         """As `from_linear`, with so many connections, or at these: sorted, unique flat indices (nnz,) int64."""
         scale = 1.0
         if isinstance(connections, int):
-            generator = generator or (drawn_generator() if start == "random" else None)
             connections, scale = choose_connections(linear, connections, start, generator)
         values, bias = take_values(linear, connections, scale, generator)
         layer = cls.from_topology(

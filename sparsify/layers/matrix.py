@@ -63,7 +63,7 @@ class SparseMatrix(nn.Module):
         super().__init__()
         self.out_features, self.in_features = shape
         indices = topology.index(flat, shape)
-        _check_values(values, len(flat))
+        overwriting.check_values(values, len(flat))
         self.values = nn.Parameter(values)
         for name, index in indices._asdict().items():
             self.register_buffer(name, index, persistent=name not in DERIVED)
@@ -144,6 +144,16 @@ class SparseMatrix(nn.Module):
             and (is_traced() or (self.values if values is None else values).numel() == col.numel())
         )
 
+    def is_whole(self) -> bool:
+        """Whether values and topology can be read, as those of another model need not be."""
+        if not all(map(vectors.has_numbers, (self.values, *self._held()))):
+            return False
+        try:
+            self.indices()
+        except ValueError:  # something has written to them
+            return False
+        return True
+
     def is_changing(self) -> bool:
         """Whether another thread is at work on values and topology, or an interruption has left this half done."""
         return (swap := self.swap) is not None and swap.under_way
@@ -220,7 +230,7 @@ class SparseMatrix(nn.Module):
         vectors.check_vector("flat", flat, (torch.int64,))
         indices, digest = topology.index(flat.to(parameter.device), self.shape), topology.digest(flat)
         for vector in (values,) if grad is None else (values, grad):
-            _check_values(vector, len(flat))
+            overwriting.check_values(vector, len(flat))
         values = values.detach().to(parameter).contiguous()
         return partial(self._take_topology, parameter, indices, digest, values, grad)
 
@@ -236,11 +246,3 @@ class SparseMatrix(nn.Module):
 def _count(matrix: ReferenceType[SparseMatrix], _: Tensor) -> None:
     if (counting := matrix()) is not None:
         counting.gradients += 1
-
-
-def _check_values(values: object, nnz: int) -> None:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"values must be a tensor of floating-point numbers, got {kind}.")
-    if tuple(values.shape) != (nnz,):
-        raise ValueError(f"values must be one for each of the {nnz} connections, got {tuple(values.shape)}.")

@@ -46,3 +46,12 @@ def put_indices(buffers: dict[str, Tensor | None], indices: Indices) -> None:
             buffer.copy_(index)
         else:
             buffers[name] = index
+
+
+def check_values(values: object, nnz: int) -> None:
+    """Raise ValueError unless `values` is one floating-point number for each connection."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"values must be a tensor of floating-point numbers, got {kind}.")
+    if tuple(values.shape) != (nnz,):
+        raise ValueError(f"values must be one for each of the {nnz} connections, got {tuple(values.shape)}.")

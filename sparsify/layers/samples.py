@@ -45,7 +45,7 @@ class Sample:
 
     def fits(self) -> bool:
         """Whether the vector has its length and its memory still."""
-        return has_numbers(self.vector) and tuple(self.vector.shape) == (self.length,)
+        return vectors.has_numbers(self.vector) and tuple(self.vector.shape) == (self.length,)
 
     def take(self) -> None:
         """Take the numbers that are there now."""
@@ -137,12 +137,6 @@ def spread(length: int, count: int, device: torch.device) -> Tensor:
 def at(vector: Tensor, positions: Tensor) -> Tensor:
     """The numbers at these positions, detached."""
     return vector.detach().index_select(0, positions.to(vector.device))
-
-
-def has_numbers(vector: Tensor) -> bool:
-    """Whether a vector has numbers that can be read."""
-    strided = vector.layout == torch.strided and vectors.holds_numbers(vector)
-    return strided and vector.dim() == 1 and library.has_memory(vector)
 
 
 def likeness(one: Tensor, other: Tensor) -> float | None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from sparsify import topology
 from sparsify.layers import averaging, copies, registry
 from sparsify.layers.matrix import SparseMatrix
-from sparsify.layers.samples import has_numbers
 from sparsify.native import library
 from sparsify.swap import LOCK, Change, Swap
 from sparsify.topology import Digest
+from sparsify.vectors import has_numbers
 
 Averages = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
 """What `follow` takes."""

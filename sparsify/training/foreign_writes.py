@@ -20,10 +20,11 @@ from sparsify.layers import averaging, copies, registry
 from sparsify.layers.checked import Checked
 from sparsify.layers.linear import SparseLinear
 from sparsify.layers.matrix import SparseMatrix
-from sparsify.layers.samples import ALIKE, Sample, Samples, at, compare, has_numbers, is_share, spread
+from sparsify.layers.samples import ALIKE, Sample, Samples, at, compare, is_share, spread
 from sparsify.swap import Change
 from sparsify.training import strangers
 from sparsify.training.parameters import check_unchanged
+from sparsify.vectors import has_numbers
 from sparsify.warning import warn
 
 COUNT = 64
@@ -120,7 +121,7 @@ class ForeignWrites:
         layers: name -> layer.
     """
 
-    def __init__(self, layers: Mapping[str, "SparseLinear"]) -> None:
+    def __init__(self, layers: Mapping[str, SparseLinear]) -> None:
         self.layers = dict(layers)
         self._varied = [(name, layer, layer._checked) for name, layer in layers.items() if _varies(layer.values)]
         copies.forget(layers.values())

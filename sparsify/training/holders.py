@@ -52,6 +52,13 @@ def is_optimizer(value: object) -> bool:
     return callable(getattr(value, "step", None)) and isinstance(getattr(value, "param_groups", None), list)
 
 
+def listed(given: object) -> list[Any]:
+    """The optimizers that an argument gives which takes one, several or None."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
 def optimizers(*roots: object) -> list[Any]:
     """All optimizers that these are or hold, the outermost first."""
     return [place.value for place in _everything([Place(root) for root in roots], {}) if is_optimizer(place.value)]

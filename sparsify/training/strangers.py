@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsify.layers import copies, registry
 from sparsify.layers.checked import Checked
 from sparsify.layers.matrix import SparseMatrix
-from sparsify.layers.samples import COUNT, Sample, at, has_numbers, holds_share, is_alike, spread
+from sparsify.layers.samples import COUNT, Sample, at, holds_share, is_alike, spread
 from sparsify.swap import LOCK
 from sparsify.warning import warn
 
@@ -39,7 +39,7 @@ class _Stranger:
 _strangers: WeakKeyDictionary[SparseMatrix, _Stranger] = WeakKeyDictionary()
 
 
-def look_around(layers: Mapping[str, "SparseMatrix"]) -> None:
+def look_around(layers: Mapping[str, SparseMatrix]) -> None:
     """Warn where a layer of another model gets averages of the values of one of `layers`, position by position.
 
     To be called before the first step and before an evolution.
@@ -51,7 +51,7 @@ def look_around(layers: Mapping[str, "SparseMatrix"]) -> None:
     for other in registry.layers():
         if other not in trained and not copies.originals(other):
             alike = {name: layer for name, layer in layers.items() if _are_alike(layer, other)}
-            if alike and _has_topology(other):
+            if alike and other.is_whole():
                 checked = other._checked
                 try:
                     found |= _look_at(other, alike)
@@ -68,7 +68,7 @@ def look_around(layers: Mapping[str, "SparseMatrix"]) -> None:
         )
 
 
-def _look_at(other: SparseMatrix, alike: Mapping[str, "SparseMatrix"]) -> set[str]:
+def _look_at(other: SparseMatrix, alike: Mapping[str, SparseMatrix]) -> set[str]:
     """The names of those in `alike` whose values something has written to `other`."""
     values, before = other.values, None
     with LOCK:
@@ -112,10 +112,3 @@ def _holds(other: SparseMatrix, layer: SparseMatrix, sample: Sample, before: Ten
 def _are_alike(layer: SparseMatrix, other: SparseMatrix) -> bool:
     mine, theirs = layer._parameters.get("values"), other._parameters.get("values")
     return layer.shape == other.shape and mine is not None and theirs is not None and mine.shape == theirs.shape
-
-
-def _has_topology(layer: SparseMatrix) -> bool:
-    try:
-        return has_numbers(layer.values) and layer.digest is not None
-    except ValueError:
-        return False

@@ -50,8 +50,7 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Tr
     Source: Mocanu et al. 2018, algorithm 1, last step.
     """
     check_fraction(drop_fraction)
-    several = isinstance(optimizer, Sequence) and not isinstance(optimizer, str)
-    given: list[Any] = [] if optimizer is None else list(optimizer) if several else [optimizer]  # type: ignore[arg-type]
+    given = holders.listed(optimizer)
     for each in given:
         if not holders.is_optimizer(each):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(each).__name__}.")

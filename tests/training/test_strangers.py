@@ -199,3 +199,36 @@ def test_a_target_built_of_the_layers_themselves():
     target = nn.Sequential(layers[0], nn.Tanh(), layers[1])
     with pytest.warns(UserWarning, match=ANY):
         run(policy, optimizer, target, data_copy, range(9))
+
+
+def freed(layer, name):
+    tensor = layer.values if name == "values" else getattr(layer, name)
+    tensor.data = tensor.data.clone()  # of memory that can be freed
+    tensor.untyped_storage().resize_(0)
+
+
+def garbled(layer, name):
+    getattr(layer, name).fill_(3)
+
+
+BUFFERS = "crow", "col", "ccol", "csc_row", "csc_order"
+BROKEN = [(kind, freed, name) for kind in ("stranger", "snapshot", "left behind") for name in ("values", *BUFFERS)]
+BROKEN += [("stranger", garbled, name) for name in ("crow", "col")]  # of a copy that is an error: it may average them
+
+
+@pytest.mark.parametrize(("relation", "breaks", "name"), BROKEN)
+def test_another_models_broken_layer_does_not_stop_training(relation, breaks, name):
+    policy, optimizer = pair(SET(2))
+    other = untrained("another") if relation == "stranger" else copy.deepcopy(policy)
+    if relation == "left behind":
+        step(policy, optimizer, 0)
+        step(policy, optimizer, 1)  # evolves
+    breaks(other[0], name)
+    begun = optimizer.history[-1].step if optimizer.history else 0
+    for number in range(begun, 6):
+        step(policy, optimizer, number)
+    assert [record.step for record in optimizer.history] == [2, 4, 6]
+    alone, plain = pair(SET(2))
+    for number in range(6):
+        step(alone, plain, number)
+    assert_same(policy.state_dict(), alone.state_dict())
