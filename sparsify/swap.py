@@ -1,8 +1,14 @@
 """`Swap`: several changes that happen all or none, whatever interrupts them."""
 
 from collections.abc import Callable, Iterable
+from functools import wraps
 from threading import RLock
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
+
+import torch
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 Change = Callable[[], None]
 """Puts something that is ready in its place. It fails only where PyTorch does, and may be called again."""
@@ -69,3 +75,18 @@ def settle(owner: Swapped) -> None:
     swap = owner.swap
     if swap is not None:
         swap.settle()
+
+
+def leaving_grad_mode(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Have `work` leave gradients on or off as it found them: a signal within torch.no_grad() may leave them off."""
+
+    @wraps(work)
+    def whatever_interrupts(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        before = torch.is_grad_enabled()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            if torch.is_grad_enabled() != before:
+                torch.set_grad_enabled(before)
+
+    return whatever_interrupts

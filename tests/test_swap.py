@@ -3,7 +3,10 @@
 import threading
 
 import pytest
+import torch
+from torch import nn
 
+from sparsify import SET, sparsify, trim
 from sparsify.swap import Swap, settle
 
 
@@ -88,3 +91,27 @@ def test_another_thread_waits_until_all_is_done():
     settle(owner)
     assert owner.held == {"slow": True, "a": "new"}
     thread.join()
+
+
+@pytest.mark.parametrize("work", ["step", "evolve", "trim", "load"])
+def test_an_interruption_of_no_grad_itself_does_not_leave_gradients_off(work, monkeypatch):
+    model = nn.Sequential(nn.Linear(20, 20))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model, optimizer = sparsify(model, sgd, 0.5, evolution=SET(interval=1))
+    other = model.state_dict()
+    model(torch.randn(4, 20)).sum().backward()
+    works = {
+        "step": optimizer.step,
+        "evolve": optimizer.evolve,
+        "trim": lambda: trim(model, 0.1, optimizer),
+        "load": lambda: model.load_state_dict(other),
+    }
+
+    def interrupted(self):
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.no_grad, "__enter__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        works[work]()
+    assert torch.is_grad_enabled()

@@ -13,7 +13,7 @@ from sparsify import vectors
 from sparsify.layers import checkpoint, loading
 from sparsify.layers.attention import SparseMultiheadAttention
 from sparsify.layers.matrix import SparseMatrix
-from sparsify.swap import Change
+from sparsify.swap import Change, leaving_grad_mode
 from sparsify.topology import Indices
 from sparsify.torch_private import loading_hooks
 
@@ -28,6 +28,7 @@ def watch(model: nn.Module, undo: ExitStack) -> None:
             undo.callback(hook.remove)
 
 
+@leaving_grad_mode
 def _load_sparse_layers(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any
 ) -> None:

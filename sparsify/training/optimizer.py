@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from sparsify.distributed import Ranks
 from sparsify.evolution.evolution import Evolution
 from sparsify.layers.linear import SparseLinear
+from sparsify.swap import leaving_grad_mode
 from sparsify.torch_private import find_parameters
 from sparsify.training import holders, optimizer_loading, optimizer_state
 from sparsify.training.arguments import check_arguments
@@ -146,6 +147,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             self._self_evolver.end_step()
         return result
 
+    @leaving_grad_mode
     def evolve(self) -> Record:
         """Drop and grow now, whatever the schedule says. In distributed training: on every rank.
 
@@ -167,6 +169,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_evolver.make_whole()
         return optimizer_loading.joined(self.__wrapped__, self._self_evolver.state_dict())
 
+    @leaving_grad_mode
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave; the model's own state dict may be loaded before or after.
 
@@ -206,6 +209,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_hooks.close()
         self._self_evolver.gradients.record(False)
 
+    @leaving_grad_mode
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         calls, evolver = self._self_calls, self._self_evolver
         calls.in_vain = not optimizer.state and changes_nothing(optimizer)
@@ -214,6 +218,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         evolver.begin_step()
         calls.begin()
 
+    @leaving_grad_mode
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         calls = self._self_calls
         del calls.running[-1:]

@@ -14,7 +14,7 @@ from sparsify.evolution.scopes import lowest_of_each_sign
 from sparsify.evolution.update import Update, propose_update
 from sparsify.layers import averaging
 from sparsify.layers.linear import SparseLinear
-from sparsify.swap import Change, Swap, Swapped
+from sparsify.swap import Change, Swap, Swapped, leaving_grad_mode
 from sparsify.training import holders
 from sparsify.training.evolving import prepare_evolved
 from sparsify.training.layer_updates import layer_view, prepare_update
@@ -24,6 +24,7 @@ from sparsify.training.optimizer_state import Kept
 Trains = Optimizer | SparseOptimizer
 
 
+@leaving_grad_mode
 def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Trains] | None = None) -> nn.Module:
     """Drop each layer's weakest connections for good and grow nothing: SET's last step, for inference.
 
