@@ -28,7 +28,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python examples/benchmark.py
 
-.venv/installed: setup.cfg pyproject.toml .ci/install $(wildcard sparsify/native/*.[ch])
+.venv/installed: setup.cfg pyproject.toml .ci/install $(wildcard sparsify/_src/native/*.[ch])
 	@PYTHON=$(PYTHON) sh .ci/install
 
 clean:

@@ -29,9 +29,10 @@ from scipy.optimize import nnls
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, kernels, sparsify
+from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, sparsify
+from sparsify._src import kernels
+from sparsify._src.topology import Indices
 from sparsify.evolution import by_gradient, by_gradient_among, uniformly
-from sparsify.topology import Indices
 
 ASKED = {
     (1024, 128): {0.1: 5, 0.05: 9, 0.01: 20},

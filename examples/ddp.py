@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from sparsify import SET, RigL, SparseLinear, sparsify
-from sparsify.vectors import fingerprint
+from sparsify._src.vectors import fingerprint
 
 
 def train(data: datasets.Dataset, options: argparse.Namespace) -> None:

@@ -1,16 +1,16 @@
 """Train any PyTorch model truly sparse: `model, optimizer = sparsify(model, optimizer, density=0.1)`."""
 
-from sparsify.api import sparsify
-from sparsify.conversion.distributions import epsilon, erdos_renyi, uniform
-from sparsify.conversion.planning import plan, summary
-from sparsify.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
-from sparsify.evolution.grown_values import fan_in_uniform, zeros
-from sparsify.interchange import densify
-from sparsify.layers.attention import SparseMultiheadAttention
-from sparsify.layers.linear import SparseLinear
-from sparsify.training.following import follow
-from sparsify.training.optimizer import SparseOptimizer
-from sparsify.training.trimming import trim
+from sparsify._src.api import sparsify
+from sparsify._src.conversion.distributions import epsilon, erdos_renyi, uniform
+from sparsify._src.conversion.planning import plan, summary
+from sparsify._src.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
+from sparsify._src.evolution.grown_values import fan_in_uniform, zeros
+from sparsify._src.interchange import densify
+from sparsify._src.layers.attention import SparseMultiheadAttention
+from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.training.following import follow
+from sparsify._src.training.optimizer import SparseOptimizer
+from sparsify._src.training.trimming import trim
 
 __version__ = "0.1.0"
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, SparseLinear, Static, api, densify, sparsify, trim
-from sparsify.conversion import replacement, transfer
+from sparsify import SET, SparseLinear, Static, densify, sparsify, trim
+from sparsify._src import api
+from sparsify._src.conversion import replacement, transfer
 from tests.support.comparing import assert_same, snapshot
 from tests.support.models import mlp
 

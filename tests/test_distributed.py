@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam
 
 from sparsify import SET, RigL, SparseLinear, Static, sparsify
-from sparsify.distributed import Ranks
-from sparsify.training.agreement import compare, tell
+from sparsify._src.distributed import Ranks
+from sparsify._src.training.agreement import compare, tell
 from tests.support.comparing import assert_same
 from tests.support.distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train
 from tests.support.models import mlp

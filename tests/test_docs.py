@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sparsify import SET, densify, fan_in_uniform, kernels, plan, sparsify
-from sparsify.kernels import dispatch
+from sparsify._src.kernels import dispatch
 from tests.kernels import test_kernels
 from tests.test_docstrings import READERS
 from tests.test_house import FOLDERS
@@ -102,7 +102,7 @@ def test_snippets_run(page, tmp_path, monkeypatch):
 def test_the_kernel_of_the_recipe_is_right(monkeypatch):
     with ExitStack() as stack:
         run("CONTRIBUTING.md", stack)
-        monkeypatch.setitem(dispatch.KERNELS, "scattering", sys.modules["sparsify.kernels.scattering"])
+        monkeypatch.setitem(dispatch.KERNELS, "scattering", sys.modules["sparsify._src.kernels.scattering"])
         assert kernels.available()[-1] == "scattering"
         for dtype in torch.float32, torch.float64:
             test_kernels.test_products_and_gradients_against_dense_float64("scattering", 33, 47, 0.1, 17, dtype)
@@ -157,7 +157,7 @@ def test_snippets_are_found():
 @pytest.mark.parametrize(("page", "file", "name"), NAMED)
 def test_what_a_page_names_is_there(page, file, name):
     is_test = file.startswith("test_")
-    path = next((ROOT / "tests").rglob(file)) if is_test else ROOT / "sparsify" / file
+    path = next((ROOT / "tests").rglob(file)) if is_test else ROOT / "sparsify" / "_src" / file
     text = path.read_text()
     assert re.search(rf"^{'' if is_test else ' *'}(def|class) {name}\b", text, flags=re.MULTILINE), f"{file}::{name}"
 
@@ -165,7 +165,7 @@ def test_what_a_page_names_is_there(page, file, name):
 @pytest.mark.parametrize(("folder", "room"), ROOMS)
 def test_rooms_that_the_architecture_names_are_there(folder, room):
     home = folder.strip("`/")
-    assert (ROOT / "sparsify" / ("" if home in ("ground", "faces") else home) / room).exists()
+    assert (ROOT / "sparsify" / "_src" / ("" if home in ("ground", "faces") else home) / room).exists()
 
 
 def test_the_picture_shows_the_folders_in_their_order():

@@ -16,15 +16,12 @@ READERS = {"torch": torch, "nn": nn, "kernels": kernels}
 READERS |= {name: vars(module)[name] for module in (evolution, sparsify) for name in module.__all__}
 """What an example may take as imported: torch, nn and our public names. All else it imports itself."""
 
+FACES = [evolution, interchange, kernels]
 MODULES = ["sparsify", *(found.name for found in pkgutil.walk_packages(sparsify.__path__, "sparsify."))]
 PUBLIC = {f"sparsify.{name}": vars(sparsify)[name] for name in sparsify.__all__}
-PUBLIC |= {f"sparsify.evolution.{name}": vars(evolution)[name] for name in evolution.__all__}
 PUBLIC |= {
-    f"sparsify.interchange.{name}": value
-    for name, value in vars(interchange).items()
-    if inspect.isfunction(value) and value.__module__ == interchange.__name__ and not name.startswith("_")
+    f"sparsify.{face.__name__.rpartition('.')[2]}.{name}": vars(face)[name] for face in FACES for name in face.__all__
 }
-PUBLIC |= {f"sparsify.kernels.{name}": vars(kernels)[name] for name in ("available", "use")}
 
 
 def examples(name):
@@ -39,7 +36,7 @@ def examples(name):
     return [test for test in tests if test.examples]
 
 
-EXAMPLES = [test for name in MODULES if name != "sparsify.native._compiled" for test in examples(name)]
+EXAMPLES = [test for name in MODULES if name != "sparsify._src.native._compiled" for test in examples(name)]
 
 
 @pytest.mark.parametrize("test", EXAMPLES, ids=lambda test: test.name)

@@ -16,7 +16,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsify
-from sparsify import SET, SparseLinear, densify, kernels, summary
+from sparsify import SET, SparseLinear, densify, summary
+from sparsify import kernels
 
 assert not {"torch_sparse", "torch_scatter", "scipy"} & set(sys.modules), "it waits until it is needed"
 model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparsify import SET, sparsify, trim
-from sparsify.swap import Swap, settle
+from sparsify._src.swap import Swap, settle
 
 
 class Owner:

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sparsify import GMP, SET, GraNet, RigL, SparseLinear, densify, fan_in_uniform, kernels, sparsify
+from sparsify import GMP, SET, GraNet, RigL, SparseLinear, densify, fan_in_uniform, sparsify
+from sparsify._src import kernels
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
 

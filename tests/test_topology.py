@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify import topology, vectors
-from sparsify.native import library
-from sparsify.vectors import generator, lowest, sample, sample_outside
+from sparsify._src import topology, vectors
+from sparsify._src.native import library
+from sparsify._src.vectors import generator, lowest, sample, sample_outside
 from tests.support.comparing import assert_same
 from tests.support.marks import PATHS
 

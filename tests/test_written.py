@@ -14,6 +14,9 @@ import torch
 import sparsify
 from sparsify import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine, epsilon, evolution
 from sparsify import fan_in_uniform as fan_in
+from sparsify._src.evolution.layer_view import LayerView
+from sparsify._src.training.agreement import comparable
+from sparsify._src.written import written
 from sparsify.evolution import (
     across_layers,
     by_gradient,
@@ -28,9 +31,6 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
-from sparsify.evolution.layer_view import LayerView
-from sparsify.training.agreement import comparable
-from sparsify.written import written
 
 PUBLIC = {name: vars(module)[name] for module in (sparsify, evolution) for name in module.__all__}
 """What `from sparsify import *` and `from sparsify.evolution import *` bring."""

@@ -10,7 +10,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from sparsify import GMP, SET, RigL, SparseLinear, topology
+from sparsify import GMP, SET, RigL, SparseLinear
+from sparsify._src import topology
 from tests.support.comparing import assert_same
 from tests.support.marks import needs_native
 from tests.support.pairs import ADAM, AFRESH, SGD, X, build, everything, saved, short, train, trained

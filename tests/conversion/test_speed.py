@@ -1,8 +1,8 @@
 from torch import nn
 
 from sparsify import kernels, plan, summary
-from sparsify.conversion.speed import SPARSE, speed_up
-from sparsify.native import library
+from sparsify._src.conversion.speed import SPARSE, speed_up
+from sparsify._src.native import library
 from tests.support.marks import needs_native
 
 

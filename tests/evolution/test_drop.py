@@ -9,6 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify import Evolution
+from sparsify._src.evolution.drop import spared_by
+from sparsify._src.evolution.layer_view import needs_gradient
+from sparsify._src.evolution.update import propose_updates
+from sparsify._src.native import library
 from sparsify.evolution import (
     across_layers,
     cubic,
@@ -19,10 +23,6 @@ from sparsify.evolution import (
     saliency,
     sparing_units,
 )
-from sparsify.evolution.drop import spared_by
-from sparsify.evolution.layer_view import needs_gradient
-from sparsify.evolution.update import propose_updates
-from sparsify.native import library
 from tests.support.comparing import assert_same
 from tests.support.views import random_view, view_of
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sparsify import Evolution
+from sparsify._src.evolution.update import checked_grown_values, propose_updates
 from sparsify.evolution import feeding_units, mixed, uniformly
-from sparsify.evolution.update import checked_grown_values, propose_updates
 from tests.support.views import Other, emptied, path, positions, refused, view_of  # noqa: F401
 
 NO_PLACES = {

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsify._src.evolution.layer_view import needs_gradient
 from sparsify.evolution import (
     by_gradient,
     by_gradient_among,
@@ -18,7 +19,6 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
-from sparsify.evolution.layer_view import needs_gradient
 from tests.support.views import random_view, view_of
 
 

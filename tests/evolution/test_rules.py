@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sparsify import Evolution
+from sparsify._src.evolution.update import propose_updates
 from sparsify.evolution import across_layers, magnitude, per_layer, sparing_units
-from sparsify.evolution.update import propose_updates
 from tests.support.views import Other, emptied, path, positions, refused, view_of  # noqa: F401
 
 nan = torch.nan

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsify._src.evolution.scopes import lowest_of_each_sign, share_out
 from sparsify.evolution import across_layers, magnitude, per_layer, per_sign
-from sparsify.evolution.scopes import lowest_of_each_sign, share_out
 from tests.support.views import random_view, view_of
 
 

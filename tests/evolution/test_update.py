@@ -13,8 +13,8 @@ from sparsify import (
     fan_in_uniform,
     zeros,
 )
-from sparsify.evolution.update import propose_updates
-from sparsify.vectors import generator, sample
+from sparsify._src.evolution.update import propose_updates
+from sparsify._src.vectors import generator, sample
 from tests.support.views import view_of
 
 

@@ -10,7 +10,8 @@ from torch.func import functional_call, grad, hessian, jvp, linearize, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from sparsify import SparseLinear, kernels, sparsify
+from sparsify import SparseLinear, sparsify
+from sparsify._src import kernels
 from tests.support.marks import TORCHS_OWN
 from tests.support.models import mlp
 

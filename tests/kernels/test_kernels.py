@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SparseLinear, kernels, topology
-from sparsify.native import library
+from sparsify import SparseLinear
+from sparsify._src import kernels, topology
+from sparsify._src.native import library
 from tests.support.marks import EACH, needs_native
 
 

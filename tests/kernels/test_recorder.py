@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsify import RigL, SparseLinear, sparsify
-from sparsify.kernels import Recorder, recorder
+from sparsify._src.kernels import Recorder, recorder
 from tests.support.models import mlp
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparsify.kernels.shares import are_near, shares
+from sparsify._src.kernels.shares import are_near, shares
 
 
 def vectors(count, length=200, dtype=torch.float32):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, SparseLinear, SparseMultiheadAttention, Static, api, densify, plan, sparsify, summary
+from sparsify import SET, SparseLinear, SparseMultiheadAttention, Static, densify, plan, sparsify, summary
+from sparsify._src import api
 from tests.support.comparing import assert_same, snapshot
 
 KINDS = {

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify import densify, topology
+from sparsify import densify
+from sparsify._src import topology
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
 from tests.support.pairs import PARTS, build, everything, refuse, saved, trained

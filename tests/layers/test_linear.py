@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsify import SparseLinear
-from sparsify.lazy import torch_sparse
+from sparsify._src.lazy import torch_sparse
 
 
 def dense_twin(layer):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify.layers.samples import Sample, Samples, compare, holds_share, is_alike, spread
-from sparsify.native import library
+from sparsify._src.layers.samples import Sample, Samples, compare, holds_share, is_alike, spread
+from sparsify._src.native import library
 from tests.support.marks import PATHS
 
 

@@ -8,8 +8,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from sparsify import SparseLinear, kernels, topology, vectors
-from sparsify.native import library
+from sparsify import SparseLinear
+from sparsify._src import kernels, topology, vectors
+from sparsify._src.native import library
 from tests.support.marks import PATHS, needs_native
 
 

@@ -2,7 +2,7 @@
 
 import gc
 
-from sparsify.kernels import Recorder
+from sparsify._src.kernels import Recorder
 
 
 def recorders():

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sparsify import Evolution, SparseLinear, SparseOptimizer
-from sparsify.evolution.layer_view import LayerView
-from sparsify.native import library
-from sparsify.vectors import generator, sample
+from sparsify._src.evolution.layer_view import LayerView
+from sparsify._src.native import library
+from sparsify._src.vectors import generator, sample
 from tests.support.marks import PATHS
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sparsify import SET, sparsify
-from sparsify.training.explored import PADDING, SIZE, Explored
-from sparsify.vectors import generator, mixed, sample
+from sparsify._src.training.explored import PADDING, SIZE, Explored
+from sparsify._src.vectors import generator, mixed, sample
 from tests.support.models import mlp
 
 

@@ -13,8 +13,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_ema import ExponentialMovingAverage
 
-from sparsify import GMP, SET, GraNet, RigL, Static, kernels, sparsify, trim
-from sparsify.native import library
+from sparsify import GMP, SET, GraNet, RigL, Static, sparsify, trim
+from sparsify._src import kernels
+from sparsify._src.native import library
 from tests.support.comparing import assert_same
 from tests.support.marks import needs_native
 from tests.support.models import mlp

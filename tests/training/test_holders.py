@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.optim import LBFGS, SGD, Adagrad, AdamW
 
 from sparsify import GMP, SET, GraNet, RigL, SparseOptimizer, plan, sparsify, trim
+from sparsify._src.training import holders
 from sparsify.evolution import Evolution, saliency
-from sparsify.training import holders
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
 from tests.support.twins import batches

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsify import SET
-from sparsify.training.explored import PADDING, SIZE, Explored
-from sparsify.training.progress import Progress, Record
-from sparsify.vectors import generator, sample
+from sparsify._src.training.explored import PADDING, SIZE, Explored
+from sparsify._src.training.progress import Progress, Record
+from sparsify._src.vectors import generator, sample
 from tests.support.comparing import assert_same
 
 SHAPES = {"0": (550, 484), "net.2": (4, 6)}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparsify import SET, RigL, SparseLinear, SparseOptimizer, sparsify, trim
-from sparsify.layers import overwriting
+from sparsify._src.layers import overwriting
 from tests.support.comparing import assert_same, snapshot
 from tests.support.models import mlp
 from tests.support.pairs import (

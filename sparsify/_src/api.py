@@ -1,0 +1,235 @@
+"""`sparsify()`: plan, check, replace, wrap."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsify._src import vectors
+from sparsify._src.conversion import meta_device, replacement, starts, transfer
+from sparsify._src.conversion.decision import Decision, check_something_changes, decide
+from sparsify._src.conversion.densities import Density
+from sparsify._src.conversion.distributions import Distribution, erdos_renyi
+from sparsify._src.conversion.linear_maps import LinearMap
+from sparsify._src.conversion.planning import report_of
+from sparsify._src.conversion.starts import Start
+from sparsify._src.evolution import SET, Evolution
+from sparsify._src.layers import model_loading
+from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.training import holders
+from sparsify._src.training.arguments import check_arguments, check_options
+from sparsify._src.training.old_weights import retire
+from sparsify._src.training.optimizer import SparseOptimizer
+from sparsify._src.training.optimizer_state import GrownState, Kept, check_optimizer
+
+
+@overload
+def sparsify(
+    model: nn.Module,
+    optimizer: Optimizer | SparseOptimizer,
+    density: Density | None = ...,
+    *,
+    evolution: Evolution = ...,
+    distribution: Distribution = ...,
+    skip: Iterable[str] = ...,
+    start: Start = ...,
+    grown_state: GrownState = ...,
+    seed: int | None = ...,
+) -> tuple[nn.Module, SparseOptimizer]: ...
+@overload
+def sparsify(
+    model: nn.Module,
+    optimizer: None,
+    density: Density | None = ...,
+    *,
+    evolution: Evolution = ...,
+    distribution: Distribution = ...,
+    skip: Iterable[str] = ...,
+    start: Start = ...,
+    grown_state: GrownState = ...,
+    seed: int | None = ...,
+) -> tuple[nn.Module, None]: ...
+@overload
+def sparsify(
+    model: nn.Module,
+    optimizer: Sequence[Optimizer | SparseOptimizer],
+    density: Density | None = ...,
+    *,
+    evolution: Evolution = ...,
+    distribution: Distribution = ...,
+    skip: Iterable[str] = ...,
+    start: Start = ...,
+    grown_state: GrownState = ...,
+    seed: int | None = ...,
+) -> tuple[nn.Module, tuple[Any, ...]]: ...
+def sparsify(
+    model: nn.Module,
+    optimizer: Any,
+    density: Density | None = None,
+    *,
+    evolution: Evolution = SET(),  # noqa: B008  (frozen)
+    distribution: Distribution = erdos_renyi,
+    skip: Iterable[str] = (),
+    start: Start = "random",
+    grown_state: GrownState = "zero",
+    seed: int | None = None,
+) -> tuple[nn.Module, Any]:
+    """Make `model` truly sparse and `optimizer` evolve its topology: the one line.
+
+    Every trainable nn.Linear becomes a `SparseLinear`, and so does each Conv1D of Hugging Face's and each projection of
+    an nn.MultiheadAttention, which becomes a `SparseMultiheadAttention`. The optimizer's param groups and state move
+    onto the new parameters, at the connections kept. All or nothing: a call that raises leaves model and optimizer as
+    they were.
+
+    A model built on the meta device never exists dense: of its sparse layers only the connections are allocated (with
+    nn.Linear's initial values at the sparse fan-in), and the other modules initialise themselves.
+
+    Args:
+        model: changed in place; a bare nn.Linear comes back replaced.
+        optimizer: of the model's parameters, new or in the middle of training; or several, each of a part of the
+            model; None for a sparse model without evolution. One that `sparsify` returned goes on by `evolution`, with
+            its state.
+        density: share of weights kept, in (0, 1]: of all layers together that become sparse or are pruned further
+            (shared out by `distribution`); or {module-name glob: density} (the first glob that names a layer counts,
+            layers that none names stay as they are); or a callable (out_features, in_features) -> density such as
+            `epsilon(20)`. Not given where `start` gives the connections, unless `evolution` prunes, nor where a sparse
+            model only gets another algorithm or optimizer.
+        evolution: `SET(...)`, `RigL(...)`, `GraNet(...)`, `GMP(...)`, `Static()` or an `Evolution` of your own. What
+            prunes (GMP, GraNet) begins where the model is, if `start` gives the connections or layers are sparse
+            already, and not at its start density.
+        distribution: shares a float density among layers.
+        skip: module-name globs of layers, or of modules that contain them, to leave as they are.
+        start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
+            largest weights of a trained model as they are, "nonzero" exactly those of a pruned one that are not zero;
+            a sparse model gives its topology, for this model's own values; the state dict of a sparse model makes
+            `model` that model: the same layers sparse, at the same connections, and everything else loaded too.
+        grown_state: what regrown connections find in optimizer buffers: "zero", or "mean" (second moments take the
+            mean of the survivors').
+        seed: of topology and evolution; None takes `torch.initial_seed()`. In distributed training rank 0's counts.
+    Returns:
+        (model, optimizer); the optimizer is a `SparseOptimizer`, or None if it was None. Of several a tuple in their
+        order, in which those that hold no sparse layer are as they were.
+    Raises:
+        ValueError, TypeError: an argument is out of range or of another kind; the model is sparse already and nothing
+            would change, holds a lazy layer, or nothing that can be sparse; a module on the meta device cannot
+            initialise itself; the optimizer holds none of the linear layers or is not elementwise; two hold the same.
+            Nothing is changed.
+    Example:
+        >>> model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> model, optimizer = sparsify(model, optimizer, density=0.1)
+        >>> model[0]
+        SparseLinear(in_features=784, out_features=300, nnz=20820, density=0.0885, bias=True)
+        >>> optimizer.evolution
+        SET()
+
+    Source: Mocanu et al. 2018, Nature Communications 9:2383.
+    """
+    given = holders.listed(optimizer)
+    several = isinstance(optimizer, Sequence)
+    if several and not given:
+        raise ValueError(f"optimizer must be one, several or None, got none in {optimizer!r}.")
+    for each in given:
+        _check(each, model, evolution, grown_state, seed)
+    starts.check(start)
+    plain = [each.__wrapped__ if isinstance(each, SparseOptimizer) else each for each in given]
+    decision = decide(model, density, plain, evolution, distribution, skip, start)
+    check_something_changes(model, density, decision, start, lambda: report_of(model, decision))
+    dealt = _deal(decision, plain, several)
+    meta_device.check(model, {decision.maps[name].owner for name in decision.first})
+
+    # All is checked. Build what takes the old modules' places.
+    seed = torch.initial_seed() if seed is None else seed
+    layers: dict[str, SparseLinear] = {}
+    for name, connections in decision.first.items():
+        layers[name] = _layer(decision.maps[name], connections, start, vectors.generator(seed, "start", name))
+    replaced, pieces = replacement.assemble(decision.maps, layers)
+    old = {module: name for name, module in model.named_modules() if module in replaced}
+    layers |= decision.existing
+
+    with ExitStack() as undo:  # put it there; each change says how to undo it
+        replacement.replace_modules(model, replaced, undo)
+        model = replaced.get(model, model)
+        allocated = meta_device.materialize(model, undo)
+        wrapped: list[Any] = []
+        for each, was, names in zip(plain, given, dealt, strict=True):
+            transfer.replace_parameters(each, pieces, allocated, undo)
+            own = {name: layers[name] for name, _ in model.named_modules() if name in names}
+            if isinstance(was, SparseOptimizer):
+                if own:
+                    was._self_go_on(own, evolution, grown_state, seed, decision.targets, undo)
+            elif own or not several:
+                options: Any = {"grown_state": grown_state, "seed": seed, "targets": decision.targets}
+                was = SparseOptimizer(each, own, evolution, **options)
+                undo.callback(was._self_unhook)
+            wrapped.append(was)
+        model_loading.watch(model, undo)
+        if isinstance(start, Mapping):
+            _load_all(model, start, undo)
+        undo.pop_all()
+    old_weights = retire(old, pieces)
+    for each in wrapped:
+        if isinstance(each, SparseOptimizer):
+            each._self_evolver.old_weights += old_weights
+    return model, tuple(wrapped) if several else wrapped[0] if wrapped else None
+
+
+def _check(optimizer: object, model: nn.Module, evolution: object, grown_state: object, seed: object) -> None:
+    """Raise unless `optimizer` can train `model`; one that is wrapped already may go on by another algorithm."""
+    if isinstance(optimizer, SparseOptimizer):
+        check_options(evolution, grown_state, seed)
+        optimizer._self_evolver.make_whole()
+        here, evolved = set(model.modules()), optimizer._self_evolver.layers
+        if elsewhere := [name for name, layer in evolved.items() if layer not in here]:
+            raise TypeError(
+                "optimizer must not be wrapped already, unless model holds all of its sparse layers, got one of layer "
+                f"{elsewhere[0]!r} of another. Pass the whole model, or an optimizer of this one."
+            )
+        if evolved:
+            return
+    check_arguments(optimizer, evolution, grown_state, seed)
+
+
+def _deal(decision: Decision, optimizers: Sequence[Any], several: bool) -> list[set[str]]:
+    """The names of the layers that each optimizer trains.
+
+    Args:
+        several: whether one of them may train none.
+    Raises:
+        ValueError: two train the same layer.
+        TypeError: an optimizer keeps state that is not elementwise.
+    """
+    maps = decision.maps
+    weights = {name: maps[name].owner.get_parameter(maps[name].weight) for name in decision.first}
+    weights |= {name: layer.values for name, layer in decision.existing.items()}
+    dealt = holders.deal(optimizers, weights)
+    for each, names in zip(optimizers, dealt, strict=True):
+        if names or not several:
+            check_optimizer(each)
+            Kept(each).check({name: weight for name, weight in weights.items() if name in names})
+    return dealt
+
+
+def _layer(linear_map: LinearMap, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseLinear:
+    """The sparse layer that takes the place of a dense one.
+
+    Args:
+        connections: at first: so many, or these.
+    """
+    how: Literal["random", "magnitude"] = "random" if start == "random" else "magnitude"
+    layer = SparseLinear.replacing(linear_map.linear, connections, start=how, generator=generator)
+    layer.transposed = linear_map.transposed
+    return layer
+
+
+def _load_all(model: nn.Module, state_dict: Mapping[str, Any], undo: ExitStack) -> None:
+    """Load `state_dict` whole, or raise ValueError and leave the model to `undo`."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        undo.callback(tensor.data.copy_, tensor.detach().clone())
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"start must be the state dict of this model, made sparse. {error}") from None

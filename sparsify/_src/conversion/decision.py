@@ -1,0 +1,193 @@
+"""Decides for every linear map of a model: sparse with how many connections, or left dense and why.
+
+Both `plan`, which reports it, and `sparsify`, which carries it out, ask `decide`; nothing is changed here.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from sparsify._src.conversion import starts
+from sparsify._src.conversion.densities import Density, at_most, check_globs, first_connections, names
+from sparsify._src.conversion.distributions import Distribution
+from sparsify._src.conversion.eligibility import Kind, Reason, check_module, refuse_model, why_dense
+from sparsify._src.conversion.linear_maps import LinearMap, aliases, find
+from sparsify._src.conversion.starts import SKIPPED, Start
+from sparsify._src.evolution import Evolution
+from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.training import holders
+
+FULL = Reason("its density is 1", Kind.FULL)
+DENSE_IN_START = Reason("it is dense in start")
+WITHOUT_DENSITY = Reason("no density is given")
+NOT_NAMED = Reason("no glob of density names it")
+SPARSE_ALREADY = Reason("it is sparse already, and model.load_state_dict(state_dict) takes over another topology")
+
+WAYS = (
+    'Without a density: start="nonzero" takes a pruned model as it is, start=other the topology of another sparse '
+    "model, and start=state_dict all of a sparse checkpoint."
+)
+"""What an error about densities names."""
+
+IS_SPARSE = (
+    "To prune it further: trim(model, fraction, optimizer), or sparsify(model, optimizer, density, "
+    "evolution=GMP(...)) with the optimizer that sparsify() returned. For another algorithm, or a new optimizer of the "
+    "same sparse layers: sparsify(model, optimizer, evolution=...) without a density. For other topologies: "
+    "reset_parameters() of its layers, or sparsify(densify(model), ...)."
+)
+"""What can be done with a model that is sparse already."""
+
+
+class Decision(NamedTuple):
+    """What becomes of each linear map of a model.
+
+    maps: the dense ones.
+    reasons: why those that stay dense do.
+    first: of each that becomes sparse, its connections at first: how many, or which (sorted flat indices).
+    existing: the layers that are sparse already, and go on.
+    pruned: the names of those of them that share the density, and are pruned down to it.
+    targets: connections in the end, of all that are sparse then.
+    """
+
+    maps: dict[str, LinearMap]
+    reasons: dict[str, Reason]
+    first: dict[str, int | Tensor]
+    existing: dict[str, SparseLinear]
+    pruned: set[str]
+    targets: dict[str, int]
+
+    @property
+    def has_full(self) -> bool:
+        """Whether a linear map stays dense because its share of the density is 1."""
+        return any(reason.kind is Kind.FULL for reason in self.reasons.values())
+
+
+def decide(
+    model: nn.Module,
+    density: Density | None,
+    optimizers: Sequence[object] | None,
+    evolution: Evolution,
+    distribution: Distribution,
+    skip: Iterable[str],
+    start: Start,
+) -> Decision:
+    """Decide; the arguments are those of `sparsify`.
+
+    Args:
+        optimizers: that hold the parameters, none to serve the model without; None takes every trainable layer as held.
+    Raises:
+        ValueError, TypeError: as `sparsify`.
+    """
+    check_module(model)
+    serves = optimizers is not None and not optimizers
+    prunes = not serves and evolution.start_density is not None
+    sparse = starts.existing(model, None)
+    existing = {} if serves else starts.existing(model, None if optimizers is None else holders.parameters(*optimizers))
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    if not starts.is_by_density(start):
+        starts.check_density(start, density, prunes)
+        if isinstance(start, Mapping) and skip:
+            raise ValueError(starts.GIVEN_WITH_STATE_DICT)
+    elif density is None:
+        return _go_on(model, existing, prunes, bool(sparse))
+    refuse_model(model)
+    maps = find(model)
+    check_globs("skip", skip, [*maps, *sparse])
+    reasons = why_dense(model, maps, optimizers or None)
+    skipped = {name for name in (*maps, *sparse) if any(names(glob, name) for glob in skip)}
+    for name in skipped & maps.keys():
+        reasons.setdefault(name, SKIPPED)
+    flat: dict[str, Tensor] = {}
+    if not starts.is_by_density(start):
+        known = reasons | dict.fromkeys(sparse, SPARSE_ALREADY)
+        flat = starts.given_topologies(start, maps, known, aliases(model), bool(optimizers))
+        reasons = {name: reason for name, reason in reasons.items() if name not in flat}
+        for name in maps.keys() - flat.keys():
+            if density is None or start != "nonzero":
+                reasons.setdefault(name, FULL if start == "nonzero" else DENSE_IN_START)
+    if density is None:
+        targets = {name: layer.nnz for name, layer in existing.items()} | {n: len(x) for n, x in flat.items()}
+        return Decision(maps, reasons, {**flat}, existing, set(), targets)
+    pruned = {name: layer for name, layer in existing.items() if prunes and name not in skipped}
+    counts = _share_out(density, maps, reasons, flat, pruned, distribution)
+    full = {name for name, reason in reasons.items() if reason is FULL and name in counts}
+    ends = {name: count for name, count in counts.items() if name in maps and name not in full}
+    targets = {name: layer.nnz for name, layer in existing.items()}
+    targets |= {name: count for name, count in counts.items() if name not in full}
+    first: dict[str, int | Tensor] = {**ends}
+    if flat or (existing and prunes):  # pruning begins with the model as it is: what is dense, with all its places
+        first = {name: flat.get(name, maps[name].linear.weight.numel()) for name in ends}
+    elif prunes and evolution.start_density is not None:
+        counted = {name: counts[name] for name in (*ends, *full)}
+        shapes = {name: maps[name].shape for name in counted}
+        firsts = first_connections(counted, shapes, density, evolution.start_density, distribution)
+        first = {name: firsts[name] for name in ends}
+    return Decision(maps, reasons, first, existing, set(pruned), targets)
+
+
+def _share_out(
+    density: Density,
+    maps: Mapping[str, LinearMap],
+    reasons: dict[str, Reason],
+    flat: Mapping[str, Tensor],
+    pruned: Mapping[str, SparseLinear],
+    distribution: Distribution,
+) -> dict[str, int]:
+    """Connections in the end of each layer that shares the density; `reasons` gets why others of these stay dense.
+
+    Args:
+        reasons: of the maps that do not share it.
+        flat: connections that some of the others begin with.
+        pruned: sparse layers that share it too.
+    """
+    most = {name: len(places) for name, places in flat.items()} | {name: layer.nnz for name, layer in pruned.items()}
+    eligible = {name: linear_map.shape for name, linear_map in maps.items() if name not in reasons}
+    shapes = eligible | {name: layer.shape for name, layer in pruned.items()}
+    counts = at_most(most, density, shapes, distribution, [*maps, *pruned])
+    for name, shape in eligible.items():
+        if name not in counts:
+            reasons[name] = NOT_NAMED
+        elif counts[name] == shape[0] * shape[1]:
+            reasons[name] = FULL
+    return counts
+
+
+def check_something_changes(
+    model: nn.Module, density: Density | None, decision: Decision, start: Start, table: Callable[[], object]
+) -> None:
+    """Raise ValueError unless a layer becomes sparse or is pruned further, or another algorithm or optimizer comes.
+
+    Args:
+        table: gives one of what stays dense, and why.
+    """
+    if decision.first or (density is None and decision.existing and starts.is_by_density(start)):
+        return
+    if decision.pruned:
+        if all(decision.targets[name] == decision.existing[name].nnz for name in decision.pruned):
+            raise ValueError(
+                f"density must be lower than that of the sparse layers, got {density}: nothing would be pruned."
+            )
+        return
+    check_dense(model)
+    if start == "nonzero" or not decision.has_full:
+        what = "with weights that are zero" if start == "nonzero" else "that can be sparse"
+        raise ValueError(f"model must hold an nn.Linear {what}, got none.\n{table()}")
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raise ValueError if `model`, in which nothing else can become sparse, is sparse already."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            raise ValueError(f"model must be dense, got SparseLinear in layer {name!r}. {IS_SPARSE}")
+
+
+def _go_on(model: nn.Module, existing: dict[str, SparseLinear], prunes: bool, is_sparse: bool) -> Decision:
+    """Where no density is given: with the layers that are sparse already, by another algorithm or optimizer."""
+    if not existing:
+        raise TypeError(f"density must be given. {f'{WAYS} {IS_SPARSE}' if is_sparse else WAYS}")
+    if prunes:
+        raise ValueError(starts.PRUNES_TO)
+    maps = find(model)
+    reasons = dict.fromkeys(maps, WITHOUT_DENSITY)
+    return Decision(maps, reasons, {}, existing, set(), {name: layer.nnz for name, layer in existing.items()})

@@ -1,0 +1,111 @@
+"""Puts sparse layers in the place of dense ones in a model. All of it can be undone."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+
+from torch import Tensor, nn
+
+from sparsify._src.conversion.linear_maps import LinearMap
+from sparsify._src.conversion.transfer import Piece, Pieces
+from sparsify._src.layers.attention import Projection, SparseMultiheadAttention
+from sparsify._src.layers.linear import SparseLinear
+
+
+def assemble(
+    maps: Mapping[str, LinearMap], layers: Mapping[str, SparseLinear]
+) -> tuple[dict[nn.Module, nn.Module], Pieces]:
+    """Build the modules that will replace those with a sparse layer in them; nothing is changed yet.
+
+    Args:
+        maps: the linear maps of a model, by name.
+        layers: the sparse layers of those that become sparse.
+    Returns:
+        old module -> new module, and what becomes of their parameters.
+    """
+    owners = {maps[name].owner for name in layers}
+    modules: dict[nn.Module, dict[str, Projection]] = defaultdict(dict)
+    pieces: dict[nn.Parameter, list[Piece]] = defaultdict(list)
+    for name, linear_map in maps.items():
+        if linear_map.owner in owners:
+            modules[linear_map.owner][linear_map.projection] = layers.get(name) or _left_dense(linear_map)
+            for piece in _pieces(linear_map, modules[linear_map.owner][linear_map.projection]):
+                old = linear_map.owner.get_parameter(piece.old_name)
+                vars(piece.parameter).update(piece.of(vars(old), old))  # marks such as no_weight_decay
+                pieces[old].append(piece)
+    return {owner: _assembled(owner, parts) for owner, parts in modules.items()}, pieces
+
+
+def replace_modules(model: nn.Module, replaced: Mapping[nn.Module, nn.Module], undo: ExitStack) -> None:
+    """Put the new modules where the old ones are, at every place of each in the tree."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replaced:
+                undo.callback(parent._modules.__setitem__, name, child)
+                parent._modules[name] = replaced[child]
+    # The fused inference paths of these two read `linear1.weight` as a dense tensor: switch them off.
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and _has_sparse(module):
+            _set(module, "activation_relu_or_gelu", 0, undo)
+        elif isinstance(module, nn.TransformerEncoder) and _has_sparse(module):
+            _set(module, "use_nested_tensor", False, undo)
+
+
+def _pieces(linear_map: LinearMap, layer: Projection) -> Iterator[Piece]:
+    """Which old parameters, or parts of them, the new parameters of `layer` replace."""
+    if isinstance(layer, SparseLinear):
+        flat = layer.flat()
+        take = partial(_at, linear_map, flat)
+        scale = _scale(layer.values.detach(), take(linear_map.owner.get_parameter(linear_map.weight).detach()))
+        yield Piece(layer.values, linear_map.weight, linear_map.within("values"), take, scale)
+    elif layer.weight is not linear_map.owner.get_parameter(linear_map.weight):
+        yield Piece(
+            layer.get_parameter("weight"), linear_map.weight, linear_map.within("weight"), partial(_whole, linear_map)
+        )
+    if layer.bias is not None and layer.bias is not linear_map.owner.get_parameter(linear_map.bias):
+        yield Piece(layer.get_parameter("bias"), linear_map.bias, linear_map.within("bias"), linear_map.of_bias)
+
+
+def _at(linear_map: LinearMap, flat: Tensor, tensor: Tensor) -> Tensor:
+    return linear_map.of_weight(tensor).flatten()[flat]
+
+
+def _whole(linear_map: LinearMap, tensor: Tensor) -> Tensor:
+    return linear_map.of_weight(tensor).clone()
+
+
+def _scale(new: Tensor, old: Tensor) -> float:
+    """The factor by which the values of a sparse layer were scaled."""
+    if old.is_meta or not len(old):
+        return 1.0
+    largest = old.abs().argmax()
+    return float(new[largest] / old[largest]) if old[largest] else 1.0
+
+
+def _left_dense(linear_map: LinearMap) -> nn.Linear:
+    """The linear map as a layer of its own, where others of its owner become sparse."""
+    linear, weight = linear_map.linear, linear_map.linear.weight
+    if weight is not linear_map.owner.get_parameter(linear_map.weight):  # a view would keep all of it in memory
+        linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+        linear.weight.grad = None if weight.grad is None else weight.grad.clone()
+    return linear
+
+
+def _assembled(owner: nn.Module, parts: Mapping[str, Projection]) -> nn.Module:
+    if "" in parts:
+        return parts[""]
+    assert isinstance(owner, nn.MultiheadAttention)
+    attention = SparseMultiheadAttention(owner, parts)
+    if owner.out_proj.weight.is_meta:
+        attention.reset_own_biases()
+    return attention
+
+
+def _has_sparse(module: nn.Module) -> bool:
+    return any(isinstance(child, SparseLinear) for child in module.modules())
+
+
+def _set(owner: object, name: str, value: object, undo: ExitStack) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)

@@ -1,0 +1,153 @@
+"""To and from other forms: dense models, PyTorch's CSR tensors, SciPy's sparse arrays."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify._src import kernels, topology
+from sparsify._src.kernels.aten import csr_tensor
+from sparsify._src.layers.adoption import adopt
+from sparsify._src.layers.attention import SparseMultiheadAttention
+from sparsify._src.layers.linear import SparseLinear
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Make a dense copy of a sparse model: ordinary nn.Linear layers, ordinary state-dict keys, the same function.
+
+    Args:
+        model: left as it is, so that training can go on.
+    Returns:
+        a deep copy of the model, its sparse layers dense.
+    Example:
+        >>> model, _ = sparsify(nn.Sequential(nn.Linear(20, 10)), None, density=0.2)
+        >>> dense = densify(model)
+        >>> dense[0], int(dense[0].weight.count_nonzero())
+        (Linear(in_features=20, out_features=10, bias=True), 40)
+    """
+    dense: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, SparseMultiheadAttention):
+            dense[id(module)] = module.to_attention()
+        elif isinstance(module, SparseLinear):
+            dense[id(module)] = _conv1d(module) if module.transposed else module.to_linear()
+    return copy.deepcopy(model, dense)
+
+
+def to_csr(layer: SparseLinear) -> Tensor:
+    """The weight as a `torch.sparse_csr` tensor.
+
+    Returns:
+        (out_features, in_features), with `layer.nnz` elements; a detached copy, on the layer's device.
+    Example:
+        >>> from sparsify._src.interchange import to_csr
+        >>> matrix = to_csr(SparseLinear(20, 10, density=0.2))
+        >>> matrix.layout, matrix.shape, matrix.values().shape
+        (torch.sparse_csr, torch.Size([10, 20]), torch.Size([40]))
+    """
+    return csr_tensor(layer.crow.clone(), layer.col.clone(), layer.values.detach().clone(), layer.shape)
+
+
+def to_scipy(layer: SparseLinear) -> "csr_array":
+    """The weight as a `scipy.sparse.csr_array`.
+
+    Returns:
+        (out_features, in_features), with `layer.nnz` elements; a copy. Values in half precision, which SciPy does not
+        have, come in float32.
+    Example:
+        >>> from sparsify._src.interchange import to_scipy
+        >>> matrix = to_scipy(SparseLinear(20, 10, density=0.2))
+        >>> matrix.format, matrix.shape, matrix.nnz
+        ('csr', (10, 20), 40)
+    """
+    from scipy.sparse import csr_array
+
+    values = layer.values.detach()
+    values = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    data, col, crow = (part.cpu().numpy() for part in (values, layer.col, layer.crow))
+    return csr_array((data, col, crow), layer.shape, copy=True)
+
+
+def from_csr(matrix: Tensor, bias: Tensor | None = None) -> SparseLinear:
+    """Make a layer whose weight is `matrix`; its explicit zeros are connections.
+
+    Args:
+        matrix: a `torch.sparse_csr` tensor (out_features, in_features); copied, with its dtype and device.
+        bias: (out_features,), copied, in the dtype of the matrix; None for a layer without.
+    Raises:
+        TypeError: matrix is not a `torch.sparse_csr` tensor of floating-point numbers.
+        ValueError: matrix is not two-dimensional, has no element, or its indices are not sorted and unique; bias has
+            another shape.
+    Example:
+        >>> from sparsify._src.interchange import from_csr, to_csr
+        >>> from_csr(to_csr(SparseLinear(20, 10, density=0.2)), bias=torch.zeros(10))
+        SparseLinear(in_features=20, out_features=10, nnz=40, density=0.2, bias=True)
+    """
+    if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
+        kind = matrix.layout if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise TypeError(f"matrix must be a torch.sparse_csr tensor, got {kind}. Use matrix.to_sparse_csr().")
+    return _from_parts(matrix.crow_indices(), matrix.col_indices(), matrix.values(), tuple(matrix.shape), bias)
+
+
+def from_scipy(matrix: Any, bias: Any = None) -> SparseLinear:
+    """Make a layer whose weight is `matrix`; its explicit zeros are connections, and elements of one place are summed.
+
+    Args:
+        matrix: a SciPy sparse array or matrix of any format, (out_features, in_features), float32 or float64; copied.
+        bias: (out_features,), copied, in the dtype of the matrix; None for a layer without.
+    Raises:
+        TypeError: matrix is not sparse, or not of float32 or float64.
+        ValueError: matrix is not two-dimensional, has no element, or its indices are corrupt; bias has another shape.
+    Example:
+        >>> from scipy.sparse import eye_array
+        >>> from sparsify._src.interchange import from_scipy
+        >>> from_scipy(eye_array(3, 4, dtype="float32"))
+        SparseLinear(in_features=4, out_features=3, nnz=3, density=0.25, bias=False)
+    """
+    from scipy.sparse import issparse
+
+    if not issparse(matrix):
+        raise TypeError(f"matrix must be a SciPy sparse array, got {type(matrix).__name__}.")
+    if matrix.dtype.name not in ("float32", "float64"):
+        raise TypeError(f'matrix must be of float32 or float64, got {matrix.dtype}. Use matrix.astype("float32").')
+    csr = matrix.copy()
+    if hasattr(csr, "check_format"):  # its own code would follow corrupt indices out of the arrays
+        csr.check_format()
+    csr = csr.tocsr()
+    csr.sum_duplicates()
+    crow, col, values = (torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data))
+    return _from_parts(crow, col, values, csr.shape, bias)
+
+
+def _from_parts(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, ...], bias: Any) -> SparseLinear:
+    if len(shape) != 2:
+        raise ValueError(f"matrix must be (out_features, in_features), got {shape}.")
+    if values.dtype not in kernels.SUPPORTED:
+        raise TypeError(f"matrix must be of {', '.join(map(str, kernels.SUPPORTED))}, got {values.dtype}.")
+    if not len(values):
+        raise ValueError(f"matrix must have at least one element, got none in {shape}.")
+    outs, ins = shape
+    topology.check_csr(crow, col, len(values), (outs, ins))
+    offsets = None
+    if bias is not None:
+        offsets = nn.Parameter(torch.as_tensor(bias).detach().to(values, copy=True))
+        if offsets.shape != (outs,):
+            raise ValueError(f"bias must be ({outs},), got {tuple(offsets.shape)}.")
+    flat = topology.from_csr(crow, col, (outs, ins))
+    return SparseLinear.from_topology((outs, ins), flat, values.detach().clone(), offsets)
+
+
+def _conv1d(layer: SparseLinear) -> nn.Module:
+    """A dense Conv1D of Hugging Face's that computes the same as `layer`."""
+    from transformers.pytorch_utils import Conv1D
+
+    linear = layer.to_linear()
+    dense: nn.Module = Conv1D(layer.out_features, layer.in_features)  # type: ignore[no-untyped-call]
+    dense.weight = nn.Parameter(linear.weight.detach().t().contiguous(), linear.weight.requires_grad)
+    dense.bias = linear.bias
+    adopt(dense, layer)
+    return dense

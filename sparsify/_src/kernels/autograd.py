@@ -1,0 +1,131 @@
+"""The autograd rule of the sparse product, of any order, on plain memory; `ops` has it for whatever else there is."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify._src.kernels import ops, products
+from sparsify._src.kernels.dispatch import kernel_for
+from sparsify._src.kernels.operands import is_direct, is_traced, is_transformed
+from sparsify._src.kernels.products import OF_WEIGHT, Needs, Purpose
+from sparsify._src.kernels.recorder import is_recording
+from sparsify._src.topology import Indices
+from sparsify._src.torch_private import is_batched, will_execute
+
+
+def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
+    """`input @ weight.T + bias` for input (batch, in_features); the result is contiguous."""
+    if bias is not None and bias.dtype != values.dtype:
+        raise TypeError(f"bias must have the dtype of the values, {values.dtype}, got {bias.dtype}.")
+    if input.dtype != values.dtype:
+        raise TypeError(f"input must have the dtype of the values, {values.dtype}, got {input.dtype}.")
+    result: Tensor
+    if torch.compiler.is_compiling():
+        result = ops.linear(input, values, bias, *indices)
+    elif is_direct(input, values, bias):
+        if torch.is_grad_enabled():  # as the operator, with half its overhead
+            result = _Linear.apply(input, values, bias, indices, True)  # type: ignore[no-untyped-call]
+        else:
+            result = products.forward(kernel_for(values), input, values, bias, indices)
+    elif is_transformed():
+        result = ops.Transformed.apply(input, values, bias, *indices)  # type: ignore[no-untyped-call]
+    elif _is_exported_to_onnx():
+        result = ops.by_dense_weight(input, values, bias, *indices)
+    else:
+        result = ops.linear(input, values, bias, *indices)
+    return result
+
+
+def _is_exported_to_onnx() -> bool:
+    """Whether the exporter that traces with torch.jit, `dynamo=False`, is at work: it knows ATen's operators only."""
+    onnx = sys.modules.get("torch.onnx")  # its import is slow, and whoever exports has done it
+    return onnx is not None and is_traced() and bool(onnx.is_in_onnx_export())
+
+
+class _Linear(torch.autograd.Function):
+    """The product. `is_weight` says whether values are a layer's weight, not what came back to its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, is_weight: bool
+    ) -> Tensor:
+        ctx.save_for_backward(input, values)
+        ctx.kernel = kernel_for(values)
+        ctx.indices = indices  # an evolution in between changes the values too, which autograd notices
+        ctx.is_weight = is_weight
+        return products.forward(ctx.kernel, input, values, bias, indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, values = ctx.saved_tensors
+        needs, again = ctx.needs_input_grad[:3], torch.is_grad_enabled()
+        # The input was direct, when it came.
+        if not is_direct(grad, values, None) or is_batched(grad) or torch.compiler.is_compiling():
+            return *ops.gradients(grad, input, values, ctx.indices, needs), None, None
+        purpose = OF_WEIGHT
+        if needs[1] and (again or is_recording()):
+            wanted, leaf = _asked_for(ctx.next_functions[1][0])
+            needs, purpose = (needs[0], wanted, needs[2]), Purpose(ctx.is_weight, leaf)
+        given = ctx.kernel, grad, input, values, ctx.indices, needs, purpose
+        found = _Gradients.apply(*given) if again else products.backward(*given)  # type: ignore[no-untyped-call]
+        return *found, None, None
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients of the product, where they are to be differentiated again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernel: Any,
+        grad: Tensor,
+        input: Tensor,
+        values: Tensor,
+        indices: Indices,
+        needs: Needs,
+        purpose: Purpose,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(grad, input, values)
+        ctx.set_materialize_grads(False)
+        ctx.kernel, ctx.indices, ctx.is_weight = kernel, indices, purpose.is_weight
+        return products.backward(kernel, grad, input, values, indices, needs, purpose)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        given, needs, leaf = ctx.saved_tensors, ctx.needs_input_grad[1:4], None
+        direct = all(
+            is_direct(each, given[2], None) and not is_batched(each) for each in cotangents if each is not None
+        )
+        if not direct or torch.compiler.is_compiling():
+            again = ops.differentiate(given, ctx.indices, needs, cotangents)
+        else:
+            if needs[2]:
+                wanted, leaf = _asked_for(ctx.next_functions[2][0])
+                needs = *needs[:2], wanted
+
+            def product(input: Tensor, values: Tensor, bias: Tensor | None, is_weight: bool) -> Any:
+                return _Linear.apply(input, values, bias, ctx.indices, is_weight and ctx.is_weight)  # type: ignore[no-untyped-call]
+
+            def gradients(grad: Tensor, input: Tensor, values: Tensor, needs: Any, is_weight: bool) -> Any:
+                rest = ctx.indices, needs, Purpose(is_weight and ctx.is_weight, leaf)
+                return _Gradients.apply(ctx.kernel, grad, input, values, *rest)  # type: ignore[no-untyped-call]
+
+            again = products.differentiate(product, gradients, given, needs, cotangents)
+        return None, *again, *[None] * 3
+
+
+def _asked_for(node: Any) -> tuple[bool, Tensor | None]:
+    """Whether this backward pass is for the gradient of the values: torch.autograd.grad may be for the input alone.
+
+    Args:
+        node: of autograd's graph, to which that gradient goes.
+    Returns:
+        whether it is, and the tensor that the gradient is added to, None where that is not known.
+    """
+    try:
+        wanted = will_execute(node)
+    except RuntimeError:  # a leaf's gradient that is not accumulated, but given back
+        wanted = True
+    return wanted, getattr(node, "variable", None)

@@ -1,0 +1,232 @@
+"""`SparseLinear`: an nn.Linear that holds its connections only."""
+
+import copy
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from sparsify._src import kernels, lazy, topology, vectors
+from sparsify._src.checks import check_density
+from sparsify._src.layers.adoption import adopt
+from sparsify._src.layers.from_dense import choose_connections, take_values
+from sparsify._src.layers.initialization import drawn, drawn_generator
+from sparsify._src.layers.inputs import checked_input
+from sparsify._src.layers.layer import SparseLayer
+from sparsify._src.layers.resetting import prepare_reset
+from sparsify._src.layers.tracing import as_leaf
+from sparsify._src.swap import Change, Swap
+from sparsify._src.topology import Indices, Shape
+
+if TYPE_CHECKING:
+    from torch_sparse import SparseTensor
+
+
+class SparseLinear(SparseLayer):
+    """A linear layer whose weight is a `torch_sparse.SparseTensor`: y = x W^T + b, over its connections alone.
+
+    The topology lives in the buffers `crow` and `col` (row-major, sorted, unique), so `.to()`, `state_dict()` and
+    `load_state_dict()` carry it. A new layer has a random topology of exactly round(density * in * out) connections,
+    and the initial values of nn.Linear scaled to the sparse fan-in.
+
+    Args:
+        in_features: size of each input.
+        out_features: size of each output.
+        density: share of all in * out places that are connections, in (0, 1].
+        bias: whether to learn an additive bias.
+        generator: on the CPU, of the topology and the initial values; None seeds one from torch's global generator.
+        device, dtype: of the parameters, as in nn.Linear.
+
+    Attributes:
+        values: Parameter (nnz,), the weights of the connections in row-major order. Always the same object.
+        bias: Parameter (out_features,) or None.
+        transposed: whether a dense checkpoint has the weight as (in_features, out_features), as that of Hugging Face's
+            Conv1D, in whose place the layer is then.
+        zero_bias: whether a new bias is zero, as that of a projection of attention, and not uniform.
+        resets: how often `reset_parameters` was called.
+
+    Shape:
+        input (*, in_features) -> output (*, out_features)
+
+    Raises:
+        ValueError: a size is below 1 or density outside (0, 1].
+    Example:
+        >>> layer = SparseLinear(784, 300, density=0.1)
+        >>> layer
+        SparseLinear(in_features=784, out_features=300, nnz=23520, density=0.1, bias=True)
+        >>> layer(torch.randn(32, 784)).shape, layer.values.shape
+        (torch.Size([32, 300]), torch.Size([23520]))
+    """
+
+    bias: nn.Parameter | None
+    zero_bias: bool = False
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        density: float,
+        bias: bool = True,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, size in ("in_features", in_features), ("out_features", out_features):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        shape = (out_features, in_features)
+        nnz = topology.connection_count(check_density(density), shape)
+        flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
+        values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
+        offsets = None if offset is None else nn.Parameter(offset.to(values))
+        self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
+
+    def _assemble(self, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__(shape, flat, values)
+        self.register_parameter("bias", bias)
+
+    @classmethod
+    def from_topology(
+        cls, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None = None
+    ) -> "SparseLinear":
+        """Make a layer of these very connections; nothing is copied.
+
+        Args:
+            shape: (out_features, in_features).
+            flat: the topology as sorted, unique flat indices `row * in_features + col`, (nnz,) int64.
+            values: of the connections in the same order, (nnz,).
+            bias: (out_features,) or None.
+        Raises:
+            ValueError: flat is not such a topology, or values or bias has another length.
+        """
+        if bias is not None and tuple(bias.shape) != shape[:1]:
+            raise ValueError(f"bias must be ({shape[0]},), got {tuple(bias.shape)}.")
+        layer = cls.__new__(cls)
+        layer._assemble(shape, flat, values, bias)
+        return layer
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        density: float | None = None,
+        *,
+        start: Literal["random", "magnitude", "nonzero"] = "random",
+        generator: torch.Generator | None = None,
+    ) -> "SparseLinear":
+        """Make the sparse layer that takes the place of `linear`.
+
+        Hooks, train/eval flag, dtype, device, the weight's gradient and attributes of the user's survive; the bias
+        is shared with `linear`, which is left as it was. A `linear` on the meta device has no values to take over: the
+        layer is a new one, on torch's default device.
+
+        Args:
+            linear: the dense layer.
+            density: share of its weights to keep, in (0, 1]; None where start is "nonzero".
+            start: "random" samples the topology uniformly and scales the dense values to the sparse fan-in;
+                "magnitude" keeps the largest weights as they are, "nonzero" those that are not zero.
+            generator: on the CPU, of the random topology; None seeds one from torch's global generator.
+        Raises:
+            ValueError: density is outside (0, 1], or given with "nonzero"; start is none of these names, or another
+                than "random" on the meta device.
+            TypeError: density is not a number, with another start.
+        Source: Mocanu et al. 2018 (random Erdős-Rényi start).
+        """
+        if start not in ("random", "magnitude", "nonzero"):
+            raise ValueError(f'start must be "random" or "magnitude", or "nonzero" without a density, got {start!r}.')
+        if start == "nonzero":
+            if linear.weight.is_meta:
+                raise ValueError(
+                    'start must be "random" for a layer on the meta device, got "nonzero": it has no values.'
+                )
+            if density is not None:
+                raise ValueError(f'density must not be given where start is "nonzero", got {density!r}.')
+            return cls.replacing(linear, vectors.positions((linear.weight.detach() != 0).flatten()))
+        if density is None:
+            raise TypeError('density must be given, unless start is "nonzero".')
+        nnz = topology.connection_count(check_density(density), (linear.out_features, linear.in_features))
+        return cls.replacing(linear, nnz, start=start, generator=generator)
+
+    @classmethod
+    def replacing(
+        cls,
+        linear: nn.Linear,
+        connections: int | Tensor,
+        *,
+        start: Literal["random", "magnitude"] = "random",
+        generator: torch.Generator | None = None,
+    ) -> "SparseLinear":
+        """As `from_linear`, with so many connections, or at these: sorted, unique flat indices (nnz,) int64."""
+        scale = 1.0
+        if isinstance(connections, int):
+            connections, scale = choose_connections(linear, connections, start, generator)
+        values, bias = take_values(linear, connections, scale, generator)
+        layer = cls.from_topology(
+            (linear.out_features, linear.in_features), connections.to(values.device), values, bias
+        )
+        layer.values.requires_grad_(linear.weight.requires_grad)
+        if linear.weight.grad is not None:
+            layer.values.grad = linear.weight.grad.flatten()[connections.to(values.device)]
+        adopt(layer, linear)
+        return layer
+
+    def reset_parameters(self) -> None:
+        """Start anew: as many connections as now at other random places, with values and bias as of a new layer.
+
+        What is random follows torch's global generator. Gradients become None. The optimizer that trains the layer
+        starts the state of `values` and `bias` afresh when it next steps, and evolution goes on where its schedule is.
+
+        Raises:
+            ValueError: values or bias is no parameter of the layer's own. Nothing is changed.
+        """
+        Swap(self.prepare_reset(), [self]).commit()
+
+    def prepare_reset(self) -> list[Change]:
+        """Prepare what `reset_parameters` does: see `resetting`."""
+        return prepare_reset(self, self.zero_bias)
+
+    @property
+    def weight(self) -> "SparseTensor":
+        """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
+        return lazy.sparse_tensor(self.values, self.indices(), self.shape)
+
+    @weight.setter
+    def weight(self, weight: "SparseTensor") -> None:
+        """Accept the layer's own weight, as PEFT sets it when it unwraps a layer, and nothing else."""
+        if not isinstance(weight, lazy.torch_sparse().SparseTensor) or weight.storage.value() is not self.values:
+            raise AttributeError(
+                f"weight must be the layer's own, got another {type(weight).__name__}. Write into `values`, or load a "
+                "state dict for another topology."
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (*, in_features) to (*, out_features)."""
+        if isinstance(input, Proxy):
+            return as_leaf(self, input)
+        return self.consistently(partial(self._map, input))
+
+    def _map(self, input: Tensor, indices: Indices) -> Tensor:
+        parameters = self._parameters  # to ask nn.Module for these takes half a microsecond each
+        values: Tensor = parameters.get("values")  # type: ignore[assignment]
+        values = self.values if values is None else values
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  (it need not be asked)
+        input = checked_input(input, values, self.in_features)
+        return kernels.sparse_linear(input, values, bias, indices)
+
+    def to_linear(self) -> nn.Linear:
+        """A dense nn.Linear that computes the same; its parameters are copies."""
+        linear = nn.Linear(self.in_features, self.out_features, device="meta", dtype=self.values.dtype)
+        linear.weight = nn.Parameter(self.to_dense().detach(), requires_grad=self.values.requires_grad)
+        linear.register_parameter("bias", copy.deepcopy(self.bias))
+        adopt(linear, self)
+        return linear
+
+    def extra_repr(self) -> str:
+        """What repr() shows."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
+            f"density={self.density:.3g}, bias={self.bias is not None}"
+        )
