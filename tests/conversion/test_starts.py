@@ -23,7 +23,6 @@ from sparsify import (
     SparseLinear,
     SparseOptimizer,
     Static,
-    api,
     densify,
     fan_in_uniform,
     kernels,
@@ -32,6 +31,7 @@ from sparsify import (
     summary,
     trim,
 )
+from sparsify._src import api
 from sparsify.evolution import across_layers
 from tests.support.comparing import assert_same, snapshot
 from tests.support.models import mlp

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsify._src.evolution import growth
 from sparsify._src.evolution.layer_view import needs_gradient
 from sparsify.evolution import (
     by_gradient,
     by_gradient_among,
     feeding_units,
-    growth,
     magnitude,
     mixed,
     saliency,

@@ -64,9 +64,8 @@ class Evolver:
         explored = {name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()}
         self.progress = Progress(seed, counts, explored, due=algorithm.due(1))
         self.ranks = Ranks()
-        self.loading = False
+        self.loading = self.is_checked = False
         self.old_weights: OldWeights = []
-        self.is_checked = False
         self.foreign = ForeignWrites(layers)
         self._reached: set[str] = set()
 
@@ -119,7 +118,6 @@ class Evolver:
         self.watch()
         self.foreign.note()
 
-    @leaving_grad_mode
     def evolve(self) -> Record:
         """Evolve now, whatever the schedule says."""
         self._prepare_step()
@@ -221,7 +219,6 @@ class Evolver:
         """Raise ValueError unless `load_state_dict` can load `state`."""
         evolver_state.check_state_dict(state, self.algorithm, self.progress, self.evolved)
 
-    @leaving_grad_mode
     def load_state_dict(self, state: Mapping[str, Any], wrapped: Any) -> None:
         """Load what `state_dict()` gave, and the wrapped optimizer's state with it.
 

@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from sparsify._src.distributed import Ranks
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.swap import leaving_grad_mode
 from sparsify._src.torch_private import find_parameters
 from sparsify._src.training import holders, optimizer_loading, optimizer_state
 from sparsify._src.training.arguments import check_arguments
@@ -146,6 +147,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
             self._self_evolver.end_step()
         return result
 
+    @leaving_grad_mode
     def evolve(self) -> Record:
         """Drop and grow now, whatever the schedule says. In distributed training: on every rank.
 
@@ -167,6 +169,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_evolver.make_whole()
         return optimizer_loading.joined(self.__wrapped__, self._self_evolver.state_dict())
 
+    @leaving_grad_mode
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave; the model's own state dict may be loaded before or after.
 
