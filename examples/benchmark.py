@@ -204,7 +204,7 @@ def evolution(sizes: list[int], seconds: float) -> Table:
     for n, density in [(1024, epsilon(11)((1024, 1024))), *((n, 0.1) for n in sizes)]:
         model = SparseLinear(n, n, density)
         optimizer = torch.optim.Adam(model.parameters())
-        optimizer = SparseOptimizer(optimizer, {"": model}, SET(None))
+        optimizer = SparseOptimizer(optimizer, {"": model}, SET(interval=None))
         x = torch.randn(128, n)
 
         def train(model=model, optimizer=optimizer, x=x) -> None:
@@ -245,7 +245,7 @@ def _grow_once(name: str, n: int, density: float, batch: int) -> tuple[float, fl
     optimizer = SparseOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1),
         {"": model},
-        RigL(None, 0.3, grow=rules.get(name, by_gradient)),
+        RigL(interval=None, drop_fraction=0.3, grow=rules.get(name, by_gradient)),
     )
     for _ in range(3):
         optimizer.zero_grad()

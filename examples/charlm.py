@@ -137,8 +137,8 @@ def evolution(algorithm: str, steps: int, interval: int) -> Evolution:
     if algorithm == "static":
         return Static()
     if algorithm == "SET":
-        return SET(interval, until=until)
-    return RigL(interval, until=until) if algorithm == "RigL" else GraNet(until, interval=interval)
+        return SET(interval=interval, until=until)
+    return RigL(interval=interval, until=until) if algorithm == "RigL" else GraNet(until=until, interval=interval)
 
 
 def train(variant: str, width: int, text: Text, options: argparse.Namespace) -> Result:

@@ -37,7 +37,9 @@ def train(data: datasets.Dataset, options: argparse.Namespace) -> None:
     steps = -(-len(sampler) // options.batch_size) * options.epochs
     until = steps * 3 // 4
     evolution = (
-        RigL(options.interval, until=until) if options.algorithm == "RigL" else SET(options.interval, 0.3, until)
+        RigL(interval=options.interval, until=until)
+        if options.algorithm == "RigL"
+        else SET(interval=options.interval, drop_fraction=0.3, until=until)
     )
 
     model, optimizer = sparsify(model, optimizer, options.density, evolution=evolution)

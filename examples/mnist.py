@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sparsify import GMP, SET, Evolution, GraNet, RigL, SparseLinear, Static, fan_in_uniform, sparsify, summary, zeros
+from sparsify import GMP, SET, Evolution, GraNet, RigL, SparseLinear, Static, sparsify, summary
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
@@ -50,13 +50,12 @@ def evolution(algorithm: str, steps: int, options: argparse.Namespace) -> Evolut
     if algorithm == "static":
         return Static()
     if algorithm == "SET":
-        grown = zeros if options.grown_values == "zeros" else fan_in_uniform
-        return SET(options.interval, options.drop_fraction, until, grown)
+        return SET(interval=options.interval, drop_fraction=options.drop_fraction, until=until)
     if algorithm == "RigL":
-        return RigL(options.interval, until=until)
+        return RigL(interval=options.interval, until=until)
     if algorithm == "GMP":
-        return GMP(until * 2 // 3, interval=options.interval)
-    return GraNet(until, interval=options.interval, start_density=options.start_density)
+        return GMP(until=until * 2 // 3, interval=options.interval)
+    return GraNet(until=until, interval=options.interval, start_density=options.start_density)
 
 
 def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> Result:

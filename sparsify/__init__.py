@@ -1,5 +1,10 @@
 """Train any PyTorch model truly sparse: `model, optimizer = sparsify(model, optimizer, density=0.1)`."""
 
+import sys
+from types import ModuleType
+from typing import Any
+
+from sparsify import evolution, interchange, kernels
 from sparsify._src.api import sparsify
 from sparsify._src.conversion.distributions import epsilon, erdos_renyi, uniform
 from sparsify._src.conversion.planning import plan, summary
@@ -10,6 +15,7 @@ from sparsify._src.layers.attention import SparseMultiheadAttention
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.training.following import follow
 from sparsify._src.training.optimizer import SparseOptimizer
+from sparsify._src.training.progress import Record
 from sparsify._src.training.trimming import trim
 
 __version__ = "0.1.0"
@@ -19,6 +25,7 @@ __all__ = [
     "SET",
     "Evolution",
     "GraNet",
+    "Record",
     "RigL",
     "SparseLinear",
     "SparseMultiheadAttention",
@@ -39,3 +46,16 @@ __all__ = [
     "uniform",
     "zeros",
 ]
+
+
+class _Face(ModuleType):
+    """The package itself: `import sparsify; sparsify(model, ...)` works too, and dir() shows what is public."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return sparsify(*args, **kwargs)
+
+    def __dir__(self) -> list[str]:
+        return [*__all__, *(face.__name__.rpartition(".")[2] for face in (evolution, interchange, kernels))]
+
+
+sys.modules[__name__].__class__ = _Face

@@ -290,7 +290,7 @@ def test_ranks_that_train_alone_go_on_alone():
     model, optimizer = prepare(0, Static())
     assert given_group(optimizer) == "world"
     optimizer.process_group = None
-    model, optimizer = sparsify(model, optimizer, evolution=SET(1))
+    model, optimizer = sparsify(model, optimizer, evolution=SET(interval=1))
     assert given_group(optimizer) is None
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify import SET, densify, fan_in_uniform, kernels, plan, sparsify
+from sparsify import SET, densify, kernels, plan, sparsify
 from sparsify._src.kernels import dispatch
 from tests.kernels import test_kernels
 from tests.test_docstrings import READERS
@@ -119,7 +119,7 @@ class Anchored(torch.optim.SGD):
 def test_the_buffer_of_the_recipe_holds_weights():
     model = nn.Sequential(nn.Linear(20, 10))
     sgd = Anchored(model.parameters(), lr=0.1)
-    model, sgd = sparsify(model, sgd, 0.3, evolution=SET(1, grown_values=fan_in_uniform))
+    model, sgd = sparsify(model, sgd, 0.3, evolution=SET(interval=1), grown_values="fan_in_uniform")
     with ExitStack() as stack:
         for holds_weights in False, True:
             if holds_weights:
@@ -141,7 +141,7 @@ def test_the_layer_of_the_recipe_becomes_sparse(monkeypatch):
     with ExitStack() as stack:
         run("CONTRIBUTING.md", stack)
         assert "Projection" not in str(plan(model, 0.3, start="magnitude"))
-        model, sgd = sparsify(model, sgd, 0.3, start="magnitude", evolution=SET(1))
+        model, sgd = sparsify(model, sgd, 0.3, start="magnitude", evolution=SET(interval=1))
     assert torch.equal(model[0].values, weight.flatten()[model[0].flat()])
     torch.testing.assert_close(model(x), x @ model[0].to_dense().t())
     model(x).sum().backward()

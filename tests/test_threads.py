@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sparsify import GMP, SET, GraNet, RigL, SparseLinear, densify, fan_in_uniform, sparsify
+from sparsify import GMP, SET, GraNet, RigL, SparseLinear, densify, sparsify
 from sparsify._src import kernels
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
@@ -35,7 +35,12 @@ def together(work, count=WORKERS):
         return list(pool.map(begin, range(count)))
 
 
-ALGORITHMS = [lambda: SET(2), lambda: RigL(2), lambda: GraNet(until=30, interval=2), lambda: GMP(until=30, interval=2)]
+ALGORITHMS = [
+    lambda: SET(interval=2),
+    lambda: RigL(interval=2),
+    lambda: GraNet(until=30, interval=2),
+    lambda: GMP(until=30, interval=2),
+]
 
 
 def trained(seed, evolution):
@@ -65,7 +70,7 @@ def test_models_copied_averaged_and_loaded_in_threads():
         torch.manual_seed(seed)
         model = mlp(12, 32, 4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(1), seed=seed)
+        model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(interval=1), seed=seed)
         for _ in range(30):
             average = copy.deepcopy(model)
             with torch.no_grad():
@@ -82,7 +87,7 @@ def test_models_copied_averaged_and_loaded_in_threads():
 
 
 @pytest.mark.parametrize("name", kernels.available())
-@pytest.mark.parametrize("evolution", [SET(None, grown_values=fan_in_uniform), GMP(until=60, interval=1)])
+@pytest.mark.parametrize("evolution", [SET(interval=None), GMP(until=60, interval=1)])
 def test_who_is_served_while_the_model_evolves_gets_the_model_before_or_after(evolution, name):
     model = mlp(300, 200)[0]
     model, optimizer = sparsify(model, torch.optim.SGD([*model.parameters()], lr=1e-30), 0.1, evolution=evolution)

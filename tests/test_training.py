@@ -22,7 +22,7 @@ from torch.optim import (
     Rprop,
 )
 
-from sparsify import GMP, SET, Evolution, GraNet, RigL, SparseLinear, coin, fan_in_uniform, sparsify
+from sparsify import GMP, SET, Evolution, GraNet, RigL, SparseLinear, coin, sparsify
 from sparsify.evolution import (
     across_layers,
     by_gradient_among,
@@ -102,7 +102,7 @@ INTERVAL = 4
 def test_trains_as_the_dense_twin_does(name):
     make = OPTIMIZERS[name]
     model = mlp(12, 16, 4, dtype=torch.float64)
-    model, optimizer = sparsify(model, make(model.parameters()), 0.35, evolution=SET(INTERVAL), seed=3)
+    model, optimizer = sparsify(model, make(model.parameters()), 0.35, evolution=SET(interval=INTERVAL), seed=3)
     twin = DenseTwin(model, make, FRESH.get(name, {}))
     for number, batch in enumerate(batches(), 1):
         torch.testing.assert_close(step(model, optimizer, batch), twin.step(batch))
@@ -121,7 +121,7 @@ def test_trains_as_the_dense_twin_does(name):
 def test_survivors_keep_values_gradients_and_buffers_and_regrown_start_fresh(name):
     model = mlp(12, 16, 4, dtype=torch.float64)
     optimizer = OPTIMIZERS[name](model.parameters())
-    model, optimizer = sparsify(model, optimizer, 0.35, evolution=SET(None), seed=3)
+    model, optimizer = sparsify(model, optimizer, 0.35, evolution=SET(interval=None), seed=3)
     for batch in batches(6):
         step(model, optimizer, batch)
     before = {}
@@ -146,7 +146,7 @@ def test_survivors_keep_values_gradients_and_buffers_and_regrown_start_fresh(nam
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_resumed_from_a_checkpoint_is_bit_exact(name):
-    evolution = SET(INTERVAL, drop_fraction=lambda step: 0.5 - step / 100, grown_values=fan_in_uniform)
+    evolution = SET(interval=INTERVAL, drop_fraction=lambda step: 0.5 - step / 100)
 
     def fresh(seed):
         torch.manual_seed(seed)
@@ -177,7 +177,7 @@ def test_training_resumed_from_a_checkpoint_is_bit_exact(name):
 @pytest.mark.parametrize("how", ["deepcopy", "torch.save"])
 def test_a_copy_of_the_pair_trains_on_as_the_original(name, how):
     model = mlp(12, 16, 4, dtype=torch.float64)
-    pair = sparsify(model, OPTIMIZERS[name](model.parameters()), 0.35, evolution=SET(INTERVAL))
+    pair = sparsify(model, OPTIMIZERS[name](model.parameters()), 0.35, evolution=SET(interval=INTERVAL))
     for batch in batches()[:10]:
         step(*pair, batch)
     if how == "deepcopy":
@@ -199,7 +199,7 @@ def test_a_copy_of_the_pair_trains_on_as_the_original(name, how):
 
 def test_dropout_free_float32_and_mixed_layers_train_to_a_lower_loss():
     model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(40, 32), nn.LayerNorm(32), nn.Linear(32, 4))
-    model, optimizer = sparsify(model, AdamW(model.parameters(), 0.01), 0.2, evolution=SET(5), skip=["4"])
+    model, optimizer = sparsify(model, AdamW(model.parameters(), 0.01), 0.2, evolution=SET(interval=5), skip=["4"])
     inputs, labels = torch.randn(64, 1, 12), torch.randint(4, (64,))
     losses = [step(model, optimizer, (inputs, labels)).item() for _ in range(150)]
     assert losses[-1] < 0.3 * losses[0]
@@ -209,7 +209,7 @@ def test_dropout_free_float32_and_mixed_layers_train_to_a_lower_loss():
 
 def test_adafactor_trains_a_vector_of_values():
     model = mlp(12, 16, 4, dtype=torch.float64)
-    model, optimizer = sparsify(model, Adafactor(model.parameters(), 0.05), 0.35, evolution=SET(INTERVAL))
+    model, optimizer = sparsify(model, Adafactor(model.parameters(), 0.05), 0.35, evolution=SET(interval=INTERVAL))
     losses = [step(model, optimizer, batches(1)[0]).item() for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
     assert len(optimizer.history) == 10
@@ -235,10 +235,10 @@ class EveryOther:
 @pytest.mark.parametrize(
     "evolution",
     [
-        lambda: RigL(4, until=18),
-        lambda: RigL(EveryOther()),
-        lambda: RigL(coin(0.4), grow=mixed(by_gradient_among(3), uniformly, 0.5)),
-        lambda: Evolution(4, drop=sparing_units(saliency), scope=across_layers, grow=feeding_units()),
+        lambda: RigL(interval=4, until=18),
+        lambda: RigL(interval=EveryOther()),
+        lambda: RigL(interval=coin(0.4), grow=mixed(by_gradient_among(3), uniformly, share=0.5)),
+        lambda: Evolution(interval=4, drop=sparing_units(saliency), scope=across_layers, grow=feeding_units()),
         lambda: GMP(until=17, interval=4),
         lambda: GraNet(until=18, prune_until=14, interval=4, start_density=0.8),
     ],

@@ -13,7 +13,6 @@ import torch
 
 import sparsify
 from sparsify import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine, epsilon, evolution
-from sparsify import fan_in_uniform as fan_in
 from sparsify._src.evolution.layer_view import LayerView
 from sparsify._src.training.agreement import comparable
 from sparsify._src.written import written
@@ -23,10 +22,10 @@ from sparsify.evolution import (
     by_gradient_among,
     cubic,
     feeding_units,
-    linear,
     magnitude,
     mixed,
     per_layer,
+    ramp,
     saliency,
     sparing_units,
     uniformly,
@@ -35,31 +34,33 @@ from sparsify.evolution import (
 PUBLIC = {name: vars(module)[name] for module in (sparsify, evolution) for name in module.__all__}
 """What `from sparsify import *` and `from sparsify.evolution import *` bring."""
 
-STEPS = {"interval": coin(0.5), "drop_fraction": cosine(0.5, 750, 0.1), "until": 750}
+STEPS = {"interval": coin(0.5), "drop_fraction": cosine(0.5, 750, end=0.1), "until": 750}
 RULES = {
-    "grown_values": fan_in,
     "drop": sparing_units(saliency),
     "scope": across_layers,
-    "grow": mixed(feeding_units(by_gradient_among(4)), uniformly, 0.25),
+    "grow": mixed(feeding_units(by_gradient_among(4)), uniformly, share=0.25),
 }
-PRUNES = Evolution(5, start_density=0.5, surplus=linear(1.0, 9))
+PRUNES = Evolution(interval=5, start_density=0.5, surplus=ramp(1.0, 9))
 CASES = [
     (constant(0.3), {"value": 0.2}),
-    (linear(0.4, 100), {"start": 0.5, "steps": 99, "end": 0.1}),
-    (cosine(0.3, 45_000), {"start": 0.5, "steps": 99, "end": 0.1}),
-    (cubic(10, 300), {"begin": 0, "end": 99}),
+    (ramp(0.4, 100), {"start": 0.5, "steps": 99, "end": 0.1, "begin": 10}),
+    (cosine(0.3, 45_000), {"start": 0.5, "steps": 99, "end": 0.1, "begin": 10}),
+    (cubic(1.0, 300), {"start": 0.5, "steps": 99, "end": 0.1, "begin": 10}),
     (coin(0.05), {"probability": 0.5, "seed": 1}),
     (epsilon(20), {"value": 11}),
     (by_gradient_among(4), {"candidates": 5}),
-    (mixed(by_gradient, uniformly, 0.5), {"first": uniformly, "second": feeding_units(), "share": 1.0}),
+    (mixed(by_gradient, uniformly, share=0.5), {"first": uniformly, "second": feeding_units(), "share": 1.0}),
     (feeding_units(), {"rule": by_gradient_among(2)}),
     (sparing_units(), {"rule": sparing_units(saliency)}),
-    (SET(), {**STEPS, "grown_values": fan_in}),
+    (SET(), {**STEPS}),
     (RigL(until=900), {**STEPS, "grow": by_gradient_among(4)}),
-    (GMP(900), {"interval": 7, "until": 750, "begin": 5, "start_density": 0.5, "scope": across_layers}),
-    (GraNet(900), {**STEPS, "prune_until": 100, "start_density": 0.9, "scope": across_layers, "grow": RULES["grow"]}),
+    (GMP(until=900), {"interval": 7, "until": 750, "begin": 5, "start_density": 0.5, "scope": across_layers}),
+    (
+        GraNet(until=900),
+        {**STEPS, "prune_until": 100, "start_density": 0.9, "scope": across_layers, "grow": RULES["grow"]},
+    ),
     (Static(), {}),
-    (PRUNES, {**STEPS, **RULES, "start_density": 0.75, "surplus": cubic(0, 9)}),
+    (PRUNES, {**STEPS, **RULES, "start_density": 0.75, "surplus": cubic(1.0, 9)}),
 ]
 CHANGED = [(value, name, option) for value, others in CASES for name, option in others.items()]
 VALUES = [value for value, _ in CASES]
@@ -117,9 +118,9 @@ def test_a_value_does_not_change(value):
 def test_values_of_two_kinds_differ():
     assert len(set(VALUES)) == len(VALUES)
     assert constant(3) != epsilon(3)
-    assert linear(0.3, 10) != cosine(0.3, 10)
-    assert SET(100) != Evolution(100)
-    assert isinstance(SET(100), Evolution)
+    assert ramp(0.3, 10) != cosine(0.3, 10)
+    assert SET(interval=100) != Evolution(interval=100)
+    assert isinstance(SET(interval=100), Evolution)
 
 
 @pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if inspect.isfunction(value)])
@@ -133,8 +134,11 @@ def test_what_a_user_writes_is_written_as_it_was():
     def mine(layer, count):
         return None
 
-    assert repr(Evolution(5, grow=mine)) == "Evolution(5, grow=mine)"
-    assert repr(Evolution(5, grow=partial(mine, 3, to=mine))) == "Evolution(5, grow=partial(mine, 3, to=mine))"
+    assert repr(Evolution(interval=5, grow=mine)) == "Evolution(interval=5, grow=mine)"
+    assert (
+        repr(Evolution(interval=5, grow=partial(mine, 3, to=mine)))
+        == "Evolution(interval=5, grow=partial(mine, 3, to=mine))"
+    )
     assert repr(sparing_units(lambda layer: None)) == "sparing_units(<lambda>)"
 
 
@@ -144,22 +148,21 @@ def test_fields_and_constructor_of_an_algorithm_agree(kind):
     fields = {each.name: each for each in dataclasses.fields(kind)}
     assert {name for name, each in fields.items() if each.init} == set(parameters)
     for name, parameter in parameters.items():
-        if parameter.default is not parameter.empty:
-            assert fields[name].default == parameter.default
-    assert set(options(Evolution(5))) <= set(fields)
+        assert repr(parameter.default) == written(fields[name].default)
+    assert set(options(Evolution(interval=5))) <= set(fields)
 
 
 def test_what_is_derived_is_derived_anew():
-    assert dataclasses.replace(GMP(300, begin=10), until=600).surplus == cubic(10, 600)
-    assert dataclasses.replace(GraNet(300), until=600).surplus == cubic(0, 400)
-    assert dataclasses.replace(GraNet(300, prune_until=100), until=600).surplus == cubic(0, 100)
+    assert dataclasses.replace(GMP(until=300, begin=10), until=600).pruning == cubic(1.0, 590, begin=10)
+    assert dataclasses.replace(GraNet(until=300), until=600).pruning == cubic(1.0, 400)
+    assert dataclasses.replace(GraNet(until=300, prune_until=100), until=600).pruning == cubic(1.0, 100)
     for kind in RigL, GraNet:
         assert dataclasses.replace(kind(until=300), until=600).fraction(200) == cosine(0.3, 600)(200)
     assert dataclasses.replace(RigL(), until=600).fraction(200) == cosine(0.3, 600)(200)
     with pytest.raises(ValueError, match="surplus"):
-        dataclasses.replace(GMP(300), surplus=cubic(0, 9))
+        dataclasses.replace(GMP(until=300), surplus=cubic(1.0, 9))
     with pytest.raises(ValueError, match="until must be at least 1, got 0"):
-        dataclasses.replace(GMP(300), until=0)
+        dataclasses.replace(GMP(until=300), until=0)
 
 
 def everything_of_a_users(shift=0.0):
@@ -174,7 +177,11 @@ def everything_of_a_users(shift=0.0):
 
     by_half = partial(lambda share, layer: layer.values.abs() * share, 0.5)
     return Evolution(
-        lambda step: step % 2 == 0, Fraction(), 99, drop=sparing_units(by_half), grow=mixed(grow, uniformly, 0.5)
+        interval=lambda step: step % 2 == 0,
+        drop_fraction=Fraction(),
+        until=99,
+        drop=sparing_units(by_half),
+        grow=mixed(grow, uniformly, share=0.5),
     )
 
 
@@ -205,13 +212,13 @@ class ByValue:
     ("one", "other"),
     [
         (SET(until=10), SET(until=11)),
-        (SET(coin(0.5)), SET(coin(0.5, seed=1))),
+        (SET(interval=coin(0.5)), SET(interval=coin(0.5, seed=1))),
         (RigL(until=749), RigL(until=750)),
-        (RigL(grow=mixed(by_gradient, uniformly, 0.5)), RigL(grow=mixed(by_gradient, uniformly, 0.25))),
-        (SET(100), Evolution(100)),
+        (RigL(grow=mixed(by_gradient, uniformly, share=0.5)), RigL(grow=mixed(by_gradient, uniformly, share=0.25))),
+        (SET(interval=100), Evolution(interval=100)),
         (sparing_units(magnitude), sparing_units(saliency)),
-        (Evolution(5, scope=per_layer), Evolution(5, scope=across_layers)),
-        (Evolution(5, drop=magnitude), Evolution(5, drop=ByValue(3))),
+        (Evolution(interval=5, scope=per_layer), Evolution(interval=5, scope=across_layers)),
+        (Evolution(interval=5, drop=magnitude), Evolution(interval=5, drop=ByValue(3))),
         (ByValue(3), ByValue(4)),
         (partial(ByValue(3), layer=2), partial(ByValue(3), layer=3)),
         (partial(magnitude, 1), partial(magnitude, 2)),

@@ -2,79 +2,77 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from sparsify._src import vectors
 from sparsify._src.conversion import meta_device, replacement, starts, transfer
 from sparsify._src.conversion.decision import Decision, check_something_changes, decide
-from sparsify._src.conversion.densities import Density
+from sparsify._src.conversion.densities import Density, sparsity
 from sparsify._src.conversion.distributions import Distribution, erdos_renyi
 from sparsify._src.conversion.linear_maps import LinearMap
 from sparsify._src.conversion.planning import report_of
 from sparsify._src.conversion.starts import Start
 from sparsify._src.evolution import SET, Evolution
+from sparsify._src.evolution.grown_values import GrownValues, Named
 from sparsify._src.layers import model_loading
 from sparsify._src.layers.linear import SparseLinear
-from sparsify._src.training import holders
-from sparsify._src.training.arguments import check_arguments, check_options
+from sparsify._src.training import arguments, holders
+from sparsify._src.training.choices import Choices, OnEvolve
 from sparsify._src.training.old_weights import retire
 from sparsify._src.training.optimizer import SparseOptimizer
 from sparsify._src.training.optimizer_state import GrownState, Kept, check_optimizer
+from sparsify._src.written import explaining, shown_plainly
+
+
+class Options(TypedDict, total=False):
+    """The options of `sparsify`, for type checkers."""
+
+    steps: int | None
+    evolution: Evolution
+    distribution: Distribution
+    skip: Iterable[str]
+    start: Start
+    grown_values: GrownValues | Named
+    grown_state: GrownState
+    on_evolve: OnEvolve | None
+    seed: int | None
+
+
+Wrappable = Optimizer | SparseOptimizer
 
 
 @overload
 def sparsify(
-    model: nn.Module,
-    optimizer: Optimizer | SparseOptimizer,
-    density: Density | None = ...,
-    *,
-    evolution: Evolution = ...,
-    distribution: Distribution = ...,
-    skip: Iterable[str] = ...,
-    start: Start = ...,
-    grown_state: GrownState = ...,
-    seed: int | None = ...,
+    model: nn.Module, optimizer: Wrappable, density: Density | None = ..., **options: Unpack[Options]
 ) -> tuple[nn.Module, SparseOptimizer]: ...
 @overload
 def sparsify(
-    model: nn.Module,
-    optimizer: None,
-    density: Density | None = ...,
-    *,
-    evolution: Evolution = ...,
-    distribution: Distribution = ...,
-    skip: Iterable[str] = ...,
-    start: Start = ...,
-    grown_state: GrownState = ...,
-    seed: int | None = ...,
+    model: nn.Module, optimizer: None = ..., density: Density | None = ..., **options: Unpack[Options]
 ) -> tuple[nn.Module, None]: ...
 @overload
 def sparsify(
-    model: nn.Module,
-    optimizer: Sequence[Optimizer | SparseOptimizer],
-    density: Density | None = ...,
-    *,
-    evolution: Evolution = ...,
-    distribution: Distribution = ...,
-    skip: Iterable[str] = ...,
-    start: Start = ...,
-    grown_state: GrownState = ...,
-    seed: int | None = ...,
+    model: nn.Module, optimizer: Sequence[Wrappable], density: Density | None = ..., **options: Unpack[Options]
 ) -> tuple[nn.Module, tuple[Any, ...]]: ...
+@shown_plainly
+@explaining(sparsity)
 def sparsify(
     model: nn.Module,
-    optimizer: Any,
+    optimizer: Any = None,
     density: Density | None = None,
     *,
-    evolution: Evolution = SET(),  # noqa: B008  (frozen)
+    steps: int | None = None,
+    evolution: Evolution = SET(),
     distribution: Distribution = erdos_renyi,
     skip: Iterable[str] = (),
     start: Start = "random",
+    grown_values: GrownValues | Named = "zero",
     grown_state: GrownState = "zero",
+    on_evolve: OnEvolve | None = None,
     seed: int | None = None,
 ) -> tuple[nn.Module, Any]:
     """Make `model` truly sparse and `optimizer` evolve its topology: the one line.
@@ -90,13 +88,16 @@ def sparsify(
     Args:
         model: changed in place; a bare nn.Linear comes back replaced.
         optimizer: of the model's parameters, new or in the middle of training; or several, each of a part of the
-            model; None for a sparse model without evolution. One that `sparsify` returned goes on by `evolution`, with
-            its state.
+            model; None for a sparse model without evolution, as for inference. One that `sparsify` returned goes on by
+            `evolution`, with its state; a new one takes over a model that is sparse already.
         density: share of weights kept, in (0, 1]: of all layers together that become sparse or are pruned further
             (shared out by `distribution`); or {module-name glob: density} (the first glob that names a layer counts,
             layers that none names stay as they are); or a callable (out_features, in_features) -> density such as
             `epsilon(20)`. Not given where `start` gives the connections, unless `evolution` prunes, nor where a sparse
             model only gets another algorithm or optimizer.
+        steps: how many optimizer steps the training has, from now on. How often topologies evolve, until when, how much
+            is dropped, and how pruning goes follow from it (`Evolution.for_steps`), but for what `evolution` says
+            itself. Without it evolution has no end, and algorithms that prune must be given `until`.
         evolution: `SET(...)`, `RigL(...)`, `GraNet(...)`, `GMP(...)`, `Static()` or an `Evolution` of your own. What
             prunes (GMP, GraNet) begins where the model is, if `start` gives the connections or layers are sparse
             already, and not at its start density.
@@ -106,25 +107,30 @@ def sparsify(
             largest weights of a trained model as they are, "nonzero" exactly those of a pruned one that are not zero;
             a sparse model gives its topology, for this model's own values; the state dict of a sparse model makes
             `model` that model: the same layers sparse, at the same connections, and everything else loaded too.
-        grown_state: what regrown connections find in optimizer buffers: "zero", or "mean" (second moments take the
-            mean of the survivors').
+        grown_values: what new connections start from: "zero", "fan_in_uniform" (as the first ones of the layer), or a
+            function (count, shape, nnz, generator) -> values (count,).
+        grown_state: what they find in optimizer buffers: "zero", "mean" (second moments take the mean of the
+            survivors'), or a function (name of the buffer, what survivors have there, count) -> (count,).
+        on_evolve: is called after each evolution with its `Record`, as in `on_evolve=print`. What it raises, `step()`
+            raises; model and optimizer are whole then. It stays behind where the optimizer is pickled.
         seed: of topology and evolution; None takes `torch.initial_seed()`. In distributed training rank 0's counts.
     Returns:
         (model, optimizer); the optimizer is a `SparseOptimizer`, or None if it was None. Of several a tuple in their
         order, in which those that hold no sparse layer are as they were.
     Raises:
-        ValueError, TypeError: an argument is out of range or of another kind; the model is sparse already and nothing
+        ValueError, TypeError: an argument is out of range or of another kind; evolution could never come in the steps
+            given, or would not finish to prune; the model is sparse already and nothing
             would change, holds a lazy layer, or nothing that can be sparse; a module on the meta device cannot
             initialise itself; the optimizer holds none of the linear layers or is not elementwise; two hold the same.
             Nothing is changed.
     Example:
         >>> model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
         >>> optimizer = torch.optim.AdamW(model.parameters())
-        >>> model, optimizer = sparsify(model, optimizer, density=0.1)
+        >>> model, optimizer = sparsify(model, optimizer, density=0.1, steps=60_000)
         >>> model[0]
         SparseLinear(in_features=784, out_features=300, nnz=20820, density=0.0885, bias=True)
         >>> optimizer.evolution
-        SET()
+        SET(interval=200, until=45000)
 
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
@@ -132,8 +138,9 @@ def sparsify(
     several = isinstance(optimizer, Sequence)
     if several and not given:
         raise ValueError(f"optimizer must be one, several or None, got none in {optimizer!r}.")
+    choices = Choices(_for(steps, evolution), grown_values, grown_state, on_evolve, seed)
     for each in given:
-        _check(each, model, evolution, grown_state, seed)
+        _check(each, model)
     starts.check(start)
     plain = [each.__wrapped__ if isinstance(each, SparseOptimizer) else each for each in given]
     decision = decide(model, density, plain, evolution, distribution, skip, start)
@@ -160,15 +167,14 @@ def sparsify(
             own = {name: layers[name] for name, _ in model.named_modules() if name in names}
             if isinstance(was, SparseOptimizer):
                 if own:
-                    was._self_go_on(own, evolution, grown_state, seed, decision.targets, undo)
+                    was._self_go_on(own, choices, decision.targets, undo)
             elif own or not several:
-                options: Any = {"grown_state": grown_state, "seed": seed, "targets": decision.targets}
-                was = SparseOptimizer(each, own, evolution, **options)
+                was = SparseOptimizer(each, own, **vars(choices), targets=decision.targets)
                 undo.callback(was._self_unhook)
             wrapped.append(was)
         model_loading.watch(model, undo)
         if isinstance(start, Mapping):
-            _load_all(model, start, undo)
+            model_loading.load_whole(model, start, undo)
         undo.pop_all()
     old_weights = retire(old, pieces)
     for each in wrapped:
@@ -177,10 +183,14 @@ def sparsify(
     return model, tuple(wrapped) if several else wrapped[0] if wrapped else None
 
 
-def _check(optimizer: object, model: nn.Module, evolution: object, grown_state: object, seed: object) -> None:
+def _for(steps: int | None, evolution: Evolution) -> Evolution:
+    """The algorithm for so many steps, where they are given; whatever is wrong with it, `Choices` says."""
+    return evolution if steps is None or not isinstance(evolution, Evolution) else evolution.for_steps(steps)
+
+
+def _check(optimizer: object, model: nn.Module) -> None:
     """Raise unless `optimizer` can train `model`; one that is wrapped already may go on by another algorithm."""
     if isinstance(optimizer, SparseOptimizer):
-        check_options(evolution, grown_state, seed)
         optimizer._self_evolver.make_whole()
         here, evolved = set(model.modules()), optimizer._self_evolver.layers
         if elsewhere := [name for name, layer in evolved.items() if layer not in here]:
@@ -190,7 +200,7 @@ def _check(optimizer: object, model: nn.Module, evolution: object, grown_state: 
             )
         if evolved:
             return
-    check_arguments(optimizer, evolution, grown_state, seed)
+    arguments.check_optimizer(optimizer)
 
 
 def _deal(decision: Decision, optimizers: Sequence[Any], several: bool) -> list[set[str]]:
@@ -223,13 +233,3 @@ def _layer(linear_map: LinearMap, connections: int | Tensor, start: Start, gener
     layer = SparseLinear.replacing(linear_map.linear, connections, start=how, generator=generator)
     layer.transposed = linear_map.transposed
     return layer
-
-
-def _load_all(model: nn.Module, state_dict: Mapping[str, Any], undo: ExitStack) -> None:
-    """Load `state_dict` whole, or raise ValueError and leave the model to `undo`."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        undo.callback(tensor.data.copy_, tensor.detach().clone())
-    try:
-        model.load_state_dict(state_dict)
-    except RuntimeError as error:
-        raise ValueError(f"start must be the state dict of this model, made sparse. {error}") from None

@@ -52,9 +52,11 @@ def check_callable(argument: str, value: object) -> None:
 def check_count(argument: str, count: object, least: int, unit: str = "") -> None:
     """Raise unless `count` is a whole number, at least `least`."""
     if isinstance(count, bool) or not isinstance(count, Integral):
-        raise TypeError(f"{argument} must be a whole number{unit}, got {count!r}.")
+        is_share = unit and isinstance(count, float) and 0 < count <= 1
+        way_out = " For a share of the training say how long that is: sparsify(..., steps=...)." if is_share else ""
+        raise TypeError(f"{argument} must be a whole number{unit}, got {count!r}.{way_out}")
     if count < least:
-        raise ValueError(f"{argument} must be at least {least}, got {count}.")
+        raise ValueError(f"{argument} must be at least {least}, got {count}.{unit and f' It is a number{unit}.'}")
 
 
 def check_share(argument: str, share: object, where: str = "") -> float:

@@ -22,7 +22,7 @@ def densify(model: nn.Module) -> nn.Module:
     Args:
         model: left as it is, so that training can go on.
     Returns:
-        a deep copy of the model, its sparse layers dense.
+        a deep copy of the model, its sparse layers dense. One that is still being pruned is warned of.
     Example:
         >>> model, _ = sparsify(nn.Sequential(nn.Linear(20, 10)), None, density=0.2)
         >>> dense = densify(model)
@@ -31,6 +31,8 @@ def densify(model: nn.Module) -> nn.Module:
     """
     dense: dict[int, nn.Module] = {}
     for module in model.modules():
+        if isinstance(module, SparseLinear) and module.remarks is not None:
+            module.remarks.saved("made dense")
         if isinstance(module, SparseMultiheadAttention):
             dense[id(module)] = module.to_attention()
         elif isinstance(module, SparseLinear):

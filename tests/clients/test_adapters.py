@@ -49,7 +49,7 @@ def train(model, optimizer, steps=6):
 @pytest.mark.filterwarnings("ignore:Unmerge result can be inaccurate:UserWarning")
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_peft_trains_evolves_saves_and_merges(kind, tmp_path):
-    model, optimizer = sparsify(*adapted(CONFIGS[kind]), 0.3, evolution=SET(2), seed=0)
+    model, optimizer = sparsify(*adapted(CONFIGS[kind]), 0.3, evolution=SET(interval=2), seed=0)
     inner = model.base_model.model
     assert type(inner.middle) is type(inner.head.modules_to_save["default"]) is SparseLinear
     assert not any(isinstance(part, SparseLinear) for part in inner.body.modules())

@@ -17,7 +17,7 @@ from tests.support.marks import needs_native
 from tests.support.pairs import ADAM, AFRESH, SGD, X, build, everything, saved, short, train, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # said of every save and load
-PAIRS = [(SET(3), SGD), (RigL(3), SGD), (SET(3), ADAM), (RigL(3), ADAM)]
+PAIRS = [(SET(interval=3), SGD), (RigL(interval=3), SGD), (SET(interval=3), ADAM), (RigL(interval=3), ADAM)]
 NAMES = ["SET, SGD", "RigL, SGD", "SET, Adam", "RigL, Adam"]
 INDICES = ["crow", "col", "ccol", "csc_row", "csc_order"]
 DERIVED = INDICES[2:]
@@ -56,7 +56,7 @@ def test_torchs_own_way_resumes_bit_for_bit(evolution, make, steps, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"cpu_offload": True}, {"full_state_dict": True}])
-@pytest.mark.parametrize("evolution", [SET(3), RigL(3), GMP(until=30, interval=3)], ids=short)
+@pytest.mark.parametrize("evolution", [SET(interval=3), RigL(interval=3), GMP(until=30, interval=3)], ids=short)
 def test_torchs_own_state_dicts_serve_without_files_too(evolution, options):
     pair, other = trained(evolution=evolution), build(evolution, seed=1)
     weights, state = copy.deepcopy(get_state_dict(*pair, options=StateDictOptions(**options)))
@@ -79,7 +79,7 @@ def test_what_evolution_needs_is_in_the_first_param_group_too_and_not_in_the_liv
 
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
-@pytest.mark.parametrize("evolution", [SET(1), RigL(1), GMP(until=30, interval=1)], ids=short)
+@pytest.mark.parametrize("evolution", [SET(interval=1), RigL(interval=1), GMP(until=30, interval=1)], ids=short)
 def test_the_hidden_step_is_not_counted_and_does_not_evolve(evolution, make):
     model, optimizer = build(evolution, make)
     before = everything(model)
@@ -95,7 +95,7 @@ def test_the_hidden_step_is_not_counted_and_does_not_evolve(evolution, make):
 
 
 def test_a_step_of_warm_up_at_no_rate_is_counted():
-    model, optimizer = build(SET(2))
+    model, optimizer = build(SET(interval=2))
     optimizer.param_groups[0]["lr"] = 0.0
     train(model, optimizer, 0, 2)
     assert [record.step for record in optimizer.history] == [2]
@@ -114,7 +114,7 @@ def backward(model):
 
 
 @pytest.mark.parametrize("steps", [0, 4])
-@pytest.mark.parametrize("evolution", [SET(3), RigL(3)], ids=short)
+@pytest.mark.parametrize("evolution", [SET(interval=3), RigL(interval=3)], ids=short)
 def test_a_model_written_in_place_computes_and_trains_as_the_other(evolution, steps):
     (one, _), (other, optimizer) = trained(evolution=evolution), trained(steps, evolution=evolution, seed=1)
     copy_in_place(one.state_dict(), other.state_dict())
@@ -179,7 +179,7 @@ GARBAGE = {
 @pytest.mark.parametrize("kind", GARBAGE)
 @pytest.mark.parametrize("name", INDICES)
 def test_garbage_in_place_is_refused_or_made_anew_and_a_good_checkpoint_heals(name, kind):
-    model, optimizer = trained(4, evolution=SET(1))
+    model, optimizer = trained(4, evolution=SET(interval=1))
     right, good = backward(copy.deepcopy(model)), copy.deepcopy(model.state_dict())
     GARBAGE[kind](getattr(model[0], name))
     if name in DERIVED:
@@ -216,7 +216,7 @@ def write_by_data():
     for name in INDICES:
         for change in GARBAGE.values():
             for replace in False, True:
-                model, optimizer = trained(4, evolution=SET(1))
+                model, optimizer = trained(4, evolution=SET(interval=1))
                 right, good = backward(copy.deepcopy(model)), copy.deepcopy(model.state_dict())
                 index = getattr(model[0], name)
                 if replace:

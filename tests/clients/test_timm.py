@@ -22,7 +22,7 @@ def make(name, seed=0):
     torch.manual_seed(seed)
     model = MODELS[name]()
     optimizer = create_optimizer_v2(model, "adamw", lr=5e-3, weight_decay=0.01)
-    return sparsify(model, optimizer, 0.3, evolution=SET(5), skip=["head"], seed=seed)
+    return sparsify(model, optimizer, 0.3, evolution=SET(interval=5), skip=["head"], seed=seed)
 
 
 def train(model, optimizer, steps):

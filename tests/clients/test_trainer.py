@@ -13,7 +13,7 @@ from tests.support.comparing import assert_same
 
 ACCUMULATED, CLIP = 4, 0.5
 EPOCHS, STEPS_PER_EPOCH = 3, 3  # ten batches: four, four and the two that are left
-EVOLUTIONS = {"SET": SET(2), "GraNet": GraNet(until=8, prune_until=6, interval=2, start_density=0.8)}
+EVOLUTIONS = {"SET": SET(interval=2), "GraNet": GraNet(until=8, prune_until=6, interval=2, start_density=0.8)}
 
 
 class Sentences(Dataset):
@@ -110,7 +110,7 @@ def test_the_trainers_own_optimizer_trains_sparse_in_its_weight_decay_groups_and
     def fresh(seed):
         trainer = trainer_of(llama(seed), None, tmp_path, weight_decay=0.1)
         adamw = trainer.create_optimizer()
-        _, trainer.optimizer = sparsify(trainer.model, adamw, density=0.3, evolution=SET(2), seed=seed)
+        _, trainer.optimizer = sparsify(trainer.model, adamw, density=0.3, evolution=SET(interval=2), seed=seed)
         return trainer, trainer.optimizer
 
     straight, optimizer = fresh(1)
@@ -128,7 +128,7 @@ def test_the_trainers_own_optimizer_trains_sparse_in_its_weight_decay_groups_and
 def test_activation_checkpointing_changes_nothing_though_the_layers_run_twice(tmp_path):
     states = []
     for twice in False, True:
-        trainer = trainer_of(*sparse_pair(llama(1), RigL(2)), tmp_path, activation_checkpointing=twice)
+        trainer = trainer_of(*sparse_pair(llama(1), RigL(interval=2)), tmp_path, activation_checkpointing=twice)
         trainer.train()
         states.append(state(trainer))
     assert_same(*states)

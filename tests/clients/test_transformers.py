@@ -79,7 +79,7 @@ def trained(name, steps=20, seed=0, **options):
     torch.manual_seed(seed)
     model = MODELS[name]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(5), **options)
+    model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(interval=5), **options)
     return (model, optimizer, *train(model, optimizer, steps))
 
 
@@ -159,7 +159,7 @@ def test_rigl_trains_and_gradient_checkpointing_works():
     model = llama()
     model.activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    model, optimizer = sparsify(model, optimizer, 0.3, evolution=RigL(5))
+    model, optimizer = sparsify(model, optimizer, 0.3, evolution=RigL(interval=5))
     losses = train(model, optimizer, 20)
     assert losses[-1] < 0.8 * losses[0]
     assert len(optimizer.history) == 4

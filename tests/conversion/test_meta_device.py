@@ -21,7 +21,7 @@ def on_meta(make):
 def test_a_model_on_meta_becomes_sparse_and_trains():
     model = on_meta(lambda: mlp(40, 30, 5))
     optimizer = torch.optim.Adam(model.parameters())
-    model, optimizer = sparsify(model, optimizer, 0.2, evolution=SET(2), seed=1)
+    model, optimizer = sparsify(model, optimizer, 0.2, evolution=SET(interval=2), seed=1)
     assert all(tensor.device.type == "cpu" for tensor in [*model.parameters(), *model.buffers()])
     assert {id(p) for p in model.parameters()} == {id(p) for p in optimizer.param_groups[0]["params"]}
     for _ in range(4):
@@ -127,9 +127,9 @@ def test_any_default_device_will_do():
     optimizer = torch.optim.Adam(model.parameters())
     twin = copy.deepcopy((model, optimizer))
     with torch.device("meta"):
-        model, optimizer = sparsify(model, optimizer, 0.2, evolution=SET(None), seed=1)
+        model, optimizer = sparsify(model, optimizer, 0.2, evolution=SET(interval=None), seed=1)
         optimizer.evolve()
-    other, other_optimizer = sparsify(*twin, 0.2, evolution=SET(None), seed=1)
+    other, other_optimizer = sparsify(*twin, 0.2, evolution=SET(interval=None), seed=1)
     other_optimizer.evolve()
     assert_same(model.state_dict(), other.state_dict())
 
@@ -143,7 +143,7 @@ def build():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(500_000, 500_000), nn.ReLU(), nn.Linear(500_000, 500_000))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    return sparsify(model, optimizer, epsilon(1.25), evolution=SET(2), seed=0)
+    return sparsify(model, optimizer, epsilon(1.25), evolution=SET(interval=2), seed=0)
 
 def train(model, optimizer):
     for step in range(3):

@@ -72,7 +72,7 @@ def test_nonzero_takes_exactly_what_is_not_zero_with_the_optimizers_state():
     momentum = {i: optimizer.state[model[i].weight]["momentum_buffer"].clone() for i in (0, 2)}
     x = torch.randn(5, 12)
     expected = model(x)
-    model, optimizer = sparsify(model, optimizer, start="nonzero", evolution=SET(2))
+    model, optimizer = sparsify(model, optimizer, start="nonzero", evolution=SET(interval=2))
     torch.testing.assert_close(model(x), expected)
     for i, weight in dense.items():
         assert model[i].flat().tolist() == weight.flatten().nonzero().squeeze(1).tolist()
@@ -104,7 +104,7 @@ def test_a_layer_without_zeros_stays_dense_and_one_of_zeros_has_no_connection():
         ("2", 0, None),
         ("4", 24, None),
     ]
-    model, optimizer = sparsify(model, sgd(model), start="nonzero", evolution=SET(1))
+    model, optimizer = sparsify(model, sgd(model), start="nonzero", evolution=SET(interval=1))
     assert [(row.name, row.nnz) for row in summary(model).layers] == [("0", 192), ("2", 0), ("4", 24)]
     train(model, optimizer, 3)
     assert model[2].nnz == 0
@@ -216,12 +216,12 @@ def test_every_kind_of_layer_whose_pruning_is_not_permanent_names_the_way_out_an
 @pytest.mark.parametrize(
     "evolution",
     [
-        SET(1),
-        RigL(1),
-        GMP(4, interval=1),
-        GraNet(4, interval=1),
-        Evolution(1, scope=across_layers),
-        Evolution(1, grown_values=fan_in_uniform),
+        SET(interval=1),
+        RigL(interval=1),
+        GMP(until=4, interval=1),
+        GraNet(until=4, interval=1),
+        Evolution(interval=1, scope=across_layers),
+        Evolution(interval=1),
     ],
 )
 def test_a_layer_without_connections_goes_through_everything(evolution, tmp_path):
@@ -231,9 +231,18 @@ def test_a_layer_without_connections_goes_through_everything(evolution, tmp_path
         with torch.no_grad():
             model[2].weight.zero_()
             model[4].weight[0] = 0
-        density = () if evolution.surplus is None else (0.3,)
+        density = () if not evolution.prunes else (0.3,)
         adam = torch.optim.Adam(model.parameters())
-        return sparsify(model, adam, *density, start="nonzero", evolution=evolution, grown_state="mean", seed=3)
+        return sparsify(
+            model,
+            adam,
+            *density,
+            start="nonzero",
+            evolution=evolution,
+            grown_values=fan_in_uniform,
+            grown_state="mean",
+            seed=3,
+        )
 
     model, optimizer = zeroed()
     train(model, optimizer, 3)
@@ -315,10 +324,10 @@ def test_another_models_topology_with_this_models_values():
     torch.manual_seed(0)
     model = mlp(12, 16, 4)  # the weights with which the other has begun: a lottery ticket
     ticket = copy.deepcopy(model)
-    ticket, optimizer = sparsify(ticket, sgd(ticket), 0.3, evolution=SET(1))
+    ticket, optimizer = sparsify(ticket, sgd(ticket), 0.3, evolution=SET(interval=1))
     train(ticket, optimizer, 3)
     weights = {i: model[i].weight.detach().clone() for i in (0, 2)}
-    model, optimizer = sparsify(model, sgd(model), start=ticket, evolution=SET(1))
+    model, optimizer = sparsify(model, sgd(model), start=ticket, evolution=SET(interval=1))
     for i in (0, 2):
         assert torch.equal(model[i].flat(), ticket[i].flat())
         assert torch.equal(model[i].values, weights[i].flatten()[ticket[i].flat()])
@@ -439,7 +448,12 @@ def test_a_bare_linear_on_meta_is_never_allocated_dense(monkeypatch):
             ValueError,
             "got none at '4': the model has no such",
         ),
-        ((), {"start": "nonzero", "evolution": GMP(9)}, ValueError, "density must be given where evolution prunes"),
+        (
+            (),
+            {"start": "nonzero", "evolution": GMP(until=9)},
+            ValueError,
+            "density must be given where evolution prunes",
+        ),
     ],
 )
 def test_what_cannot_start_is_refused_and_nothing_changed(arguments, options, error, message):
@@ -456,7 +470,7 @@ def test_what_cannot_start_is_refused_and_nothing_changed(arguments, options, er
 
 def test_a_sparse_model_is_pruned_further_in_the_middle_of_training():
     model, optimizer = sparsify(mlp(12, 16, 4), None, 0.5)
-    model, optimizer = sparsify(model, sgd(model), evolution=SET(3))
+    model, optimizer = sparsify(model, sgd(model), evolution=SET(interval=3))
     train(model, optimizer, 5)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
     model, pruning = sparsify(model, optimizer, 0.1, evolution=GMP(until=8, interval=2))
@@ -544,7 +558,7 @@ def test_a_run_that_prunes_further_resumes_bit_for_bit(tmp_path):
     def begun():
         torch.manual_seed(0)
         model = mlp(12, 16, 4)
-        return sparsify(model, sgd(model), 0.4, evolution=SET(2), seed=1)
+        return sparsify(model, sgd(model), 0.4, evolution=SET(interval=2), seed=1)
 
     evolution = GraNet(until=8, interval=2)
     model, optimizer = begun()
@@ -579,7 +593,7 @@ def test_state_that_belongs_to_another_topology_is_known_to_after_the_algorithm_
     model, optimizer = sparsify(model, sgd(model), evolution=Static())
     train(model, optimizer, 2)
     model.load_state_dict(sparsify(mlp(12, 16, 4), None, 0.3, seed=2)[0].state_dict())
-    model, optimizer = sparsify(model, optimizer, evolution=SET(5))
+    model, optimizer = sparsify(model, optimizer, evolution=SET(interval=5))
     gradients = {}
     with pytest.warns(UserWarning, match="starts afresh"):
         train(model, optimizer)
@@ -592,7 +606,7 @@ def test_an_optimizer_of_another_model_is_refused():
     model, optimizer = sparsify(mlp(12, 16, 4), None, 0.5)
     model, optimizer = sparsify(model, sgd(model))
     with pytest.raises(TypeError, match=r"must not be wrapped already, unless model holds all .* layer '2' of another"):
-        sparsify(model[0], optimizer, evolution=SET(1))
+        sparsify(model[0], optimizer, evolution=SET(interval=1))
 
 
 def test_another_algorithm_or_optimizer_goes_on_with_the_same_layers():
@@ -600,27 +614,27 @@ def test_another_algorithm_or_optimizer_goes_on_with_the_same_layers():
     layers = [model[0], model[2]]
     model, optimizer = sparsify(model, sgd(model), evolution=Static())
     train(model, optimizer, 2)
-    model, optimizer = sparsify(model, optimizer, evolution=RigL(1))
+    model, optimizer = sparsify(model, optimizer, evolution=RigL(interval=1))
     assert [model[0], model[2]] == layers
     train(model, optimizer, 2)
     assert len(optimizer.history) == 2
-    model, other = sparsify(model, torch.optim.AdamW(model.parameters()), evolution=SET(1))
+    model, other = sparsify(model, torch.optim.AdamW(model.parameters()), evolution=SET(interval=1))
     train(model, other, 1)
     assert len(other.history) == 1
     assert len(optimizer.history) == 2
     with pytest.raises(ValueError, match="density must be given where evolution prunes"):
-        sparsify(model, other, evolution=GMP(5))
+        sparsify(model, other, evolution=GMP(until=5))
     with pytest.raises(ValueError, match=r"density must be lower than that of the sparse layers, got 0\.9"):
-        sparsify(model, other, 0.9, evolution=GMP(5))
+        sparsify(model, other, 0.9, evolution=GMP(until=5))
 
 
 def test_a_call_that_fails_leaves_the_wrapped_optimizer_at_work(monkeypatch):
     model, optimizer = sparsify(mlp(12, 16, 4), None, 0.3)
-    model, optimizer = sparsify(model, sgd(model), evolution=SET(1))
+    model, optimizer = sparsify(model, sgd(model), evolution=SET(interval=1))
     with monkeypatch.context() as patch:
         patch.setattr(api.model_loading, "watch", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            sparsify(model, optimizer, evolution=RigL(1))
+            sparsify(model, optimizer, evolution=RigL(interval=1))
     train(model, optimizer, 2)
     assert len(optimizer.history) == 2
 
@@ -628,11 +642,11 @@ def test_a_call_that_fails_leaves_the_wrapped_optimizer_at_work(monkeypatch):
 def test_an_algorithm_that_is_over_keeps_no_backward_passes():
     model, _ = sparsify(mlp(12, 16, 4), None, 0.3)
     before = weakref.WeakSet(recorders())
-    model, first = sparsify(model, sgd(model), evolution=RigL(None))
+    model, first = sparsify(model, sgd(model), evolution=RigL(interval=None))
     found = weakref.WeakSet(each for each in recorders() if each not in before)
     train(model, first, 1)
     assert len(found) == 2
-    model, second = sparsify(model, first, evolution=SET(2))
+    model, second = sparsify(model, first, evolution=SET(interval=2))
     train(model, second, 3)
     assert not found
 
@@ -648,13 +662,13 @@ def parts(make=mlp, **options):
 
 
 def in_one_call(model, adam, plain):
-    model, (adam, plain) = sparsify(model, (adam, plain), 0.3, evolution=SET(2), seed=1)
+    model, (adam, plain) = sparsify(model, (adam, plain), 0.3, evolution=SET(interval=2), seed=1)
     return model, adam, plain
 
 
 def in_two_calls(model, adam, plain):
-    model, adam = sparsify(model, adam, 0.3, evolution=SET(2), seed=1)
-    model, plain = sparsify(model, plain, 0.3, evolution=SET(2), seed=1)
+    model, adam = sparsify(model, adam, 0.3, evolution=SET(interval=2), seed=1)
+    model, plain = sparsify(model, plain, 0.3, evolution=SET(interval=2), seed=1)
     return model, adam, plain
 
 
@@ -723,7 +737,7 @@ def test_an_optimizer_without_sparse_layers_comes_back_as_it_was():
     model = nn.Sequential(nn.Embedding(9, 12, sparse=True), nn.Linear(12, 16))
     sparse = torch.optim.SparseAdam(model[0].parameters())
     dense = torch.optim.AdamW(model[1].parameters())
-    model, optimizers = sparsify(model, [dense, sparse], 0.3, evolution=SET(1))
+    model, optimizers = sparsify(model, [dense, sparse], 0.3, evolution=SET(interval=1))
     assert isinstance(optimizers, tuple)
     assert optimizers[1] is sparse
     assert isinstance(optimizers[0], SparseOptimizer)
@@ -774,7 +788,7 @@ def test_several_optimizers_from_a_state_dict_another_model_and_meta():
         assert all(torch.equal(model[i].flat(), trained[i].flat()) for i in (0, 2, 4))
     with torch.device("meta"):
         model, *made = parts()
-    model, found = sparsify(model, made, 0.3, evolution=SET(1))
+    model, found = sparsify(model, made, 0.3, evolution=SET(interval=1))
     held = {id(p) for each in found for group in each.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters()}
     train(model, found, 2)
@@ -872,7 +886,7 @@ def test_adversaries_with_optimizers_of_their_own():
     torch.manual_seed(0)
     nets = nn.ModuleDict({"generator": mlp(4, 16, 12), "critic": mlp(12, 16, 1)})
     makes = [torch.optim.Adam(nets[name].parameters(), lr=0.01) for name in ("generator", "critic")]
-    nets, (of_generator, of_critic) = sparsify(nets, makes, 0.3, evolution=RigL(2))
+    nets, (of_generator, of_critic) = sparsify(nets, makes, 0.3, evolution=RigL(interval=2))
     for _ in range(6):
         fake = nets["generator"](torch.randn(8, 4))
         of_critic.zero_grad()

@@ -31,7 +31,9 @@ NO_SHARES = {
 def test_what_a_schedule_gives_must_be_a_share(rule):
     must = f"must be {'a ' if rule.startswith('number') else ''}{rule} at step "
     refused(f"drop_fraction {must}0", drop_fraction=lambda step: NO_SHARES[rule])
-    algorithm = Evolution(1, 0.3, scope=per_layer, start_density=0.5, surplus=lambda step: NO_SHARES[rule])
+    algorithm = Evolution(
+        interval=1, drop_fraction=0.3, scope=per_layer, start_density=0.5, surplus=lambda step: NO_SHARES[rule]
+    )
     with pytest.raises((ValueError, TypeError), match=f"^{re.escape(f'surplus {must}7')}"):
         algorithm.connections(7, 20, 10)
     refused(f"surplus {must}0", start_density=0.5, surplus=lambda step: NO_SHARES[rule])
@@ -40,7 +42,10 @@ def test_what_a_schedule_gives_must_be_a_share(rule):
 def test_shares_may_be_any_real_numbers():
     for share in 0.5, np.float32(0.5), Fraction(1, 2):
         algorithm = Evolution(
-            1, lambda step, share=share: share, start_density=0.5, surplus=lambda step, share=share: share
+            interval=1,
+            drop_fraction=lambda step, share=share: share,
+            start_density=0.5,
+            surplus=lambda step, share=share: share,
         )
         assert algorithm.fraction(1) == 0.5
         assert algorithm.connections(1, 20, 10) == 15
@@ -76,18 +81,16 @@ def test_plain_answers_of_an_interval(yes, no):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Evolution(5, drop="magnitude"), "drop must be callable, got 'magnitude'"),
-        (lambda: Evolution(5, scope=None), "scope must be callable, got None"),
-        (lambda: Evolution(5, grow=0.5), "grow must be callable, got 0.5"),
-        (lambda: SET(5, grown_values=0.0), "grown_values must be callable, got 0.0"),
-        (lambda: Evolution(5, start_density=0.5, surplus=0.3), "surplus must be callable, got 0.3"),
-        (lambda: RigL(5, until="9"), "until must be a whole number of optimizer steps, got '9'"),
-        (lambda: RigL(5, until=nan), "until must be a whole number of optimizer steps, got nan"),
-        (lambda: RigL(5, until=True), "until must be a whole number of optimizer steps, got True"),
-        (lambda: GMP("9"), "until must be a whole number of optimizer steps, got '9'"),
-        (lambda: GMP(9, begin=nan), "begin must be a whole number of optimizer steps, got nan"),
-        (lambda: GraNet(None), "until must be a whole number of optimizer steps, got None"),
-        (lambda: GraNet(9, prune_until="5"), "prune_until must be a whole number of optimizer steps, got '5'"),
+        (lambda: Evolution(interval=5, drop="magnitude"), "drop must be callable, got 'magnitude'"),
+        (lambda: Evolution(interval=5, scope=None), "scope must be callable, got None"),
+        (lambda: Evolution(interval=5, grow=0.5), "grow must be callable, got 0.5"),
+        (lambda: Evolution(interval=5, start_density=0.5, surplus=0.3), "surplus must be callable, got 0.3"),
+        (lambda: RigL(interval=5, until="9"), "until must be a whole number of optimizer steps, got '9'"),
+        (lambda: RigL(interval=5, until=nan), "until must be a whole number of optimizer steps, got nan"),
+        (lambda: RigL(interval=5, until=True), "until must be a whole number of optimizer steps, got True"),
+        (lambda: GMP(until="9"), "until must be a whole number of optimizer steps, got '9'"),
+        (lambda: GMP(until=9, begin=nan), "begin must be a whole number of optimizer steps, got nan"),
+        (lambda: GraNet(until=9, prune_until="5"), "prune_until must be a whole number of optimizer steps, got '5'"),
     ],
 )
 def test_rules_and_steps_are_checked_at_once(make, message):

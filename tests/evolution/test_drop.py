@@ -62,7 +62,7 @@ def test_sparing_units_is_a_plain_value():
     assert pickle.loads(pickle.dumps(sparing_units(saliency))) == sparing_units(saliency)
     assert needs_gradient(sparing_units(saliency))
     assert not needs_gradient(sparing_units())
-    assert repr(Evolution(5, drop=sparing_units())) == "Evolution(5, drop=sparing_units())"
+    assert repr(Evolution(interval=5, drop=sparing_units())) == "Evolution(interval=5, drop=sparing_units())"
     with pytest.raises(TypeError, match="rule must be callable, got 'magnitude'"):
         sparing_units("magnitude")
 
@@ -88,7 +88,7 @@ def test_a_rule_of_the_user_s_may_spare_alone_or_within_sparing_units():
     assert spared_by(sparing_units(rule), layer, rule(layer)).tolist() == [True, True, False, True]
     assert spared_by(magnitude, layer, magnitude(layer)) is None
     layer = view_of([1.0, 2.0, 3.0, 4.0], (2, 4), [0, 1, 4, 5])
-    [update] = propose_updates(Evolution(None, drop=rule, scope=per_layer), [layer], [0], 0.5)
+    [update] = propose_updates(Evolution(interval=None, drop=rule, scope=per_layer), [layer], [0], 0.5)
     assert update.kept.tolist() == [0, 3]
 
 
@@ -108,7 +108,7 @@ def test_a_rule_of_the_user_s_may_spare_alone_or_within_sparing_units():
 def test_what_is_spared_stays_whatever_is_asked_for(scope, fraction, surplus, kept):
     layer = view_of([0.0, 0.0, 1.0, -1.0, 2.0, -2.0], (6, 10), range(0, 60, 10))
     rule = Scored([0.0, 0.0, 1.0, 1.0, 2.0, 2.0], [1, 3])
-    [update] = propose_updates(Evolution(None, drop=rule, scope=scope), [layer], [surplus], fraction)
+    [update] = propose_updates(Evolution(interval=None, drop=rule, scope=scope), [layer], [surplus], fraction)
     assert update.kept.tolist() == kept
     assert len(update.flat) == 6 - min(surplus, 4)
 
@@ -153,7 +153,7 @@ def test_spared_connections_stay_and_the_books_are_right(scope, cases, fraction,
     def run():
         for layer in seen:
             layer.generator.manual_seed(0)
-        return propose_updates(Evolution(None, drop=rule, scope=scope), seen, surplus, fraction)
+        return propose_updates(Evolution(interval=None, drop=rule, scope=scope), seen, surplus, fraction)
 
     updates = run()
     for layer, stays, update in zip(seen, spared, updates, strict=True):
@@ -204,7 +204,7 @@ def test_across_layers_no_layer_dies_in_a_hundred_evolutions(drop, weak, strong)
     first, second = (random_view((8, 16), 16, seed=seed) for seed in range(2))
     start = [replace(first, values=torch.full((16,), weak)), replace(second, values=torch.full((16,), strong))]
     fed = [set((layer.flat // 16).tolist()) for layer in start]
-    for layers in evolving(Evolution(None, drop=drop, scope=across_layers), start, 100):
+    for layers in evolving(Evolution(interval=None, drop=drop, scope=across_layers), start, 100):
         counts = [len(layer.flat) for layer in layers]
         assert sum(counts) == 32
         assert min(counts) >= 1
@@ -214,8 +214,8 @@ def test_across_layers_no_layer_dies_in_a_hundred_evolutions(drop, weak, strong)
 
 @pytest.mark.parametrize("scope", [per_layer, per_sign, across_layers])
 def test_pruning_stops_above_a_target_that_would_starve_units(scope):
-    algorithm = Evolution(1, drop=sparing_units(), scope=scope, grow=feeding_units())
-    layers, schedule = [random_view((8, 16), 64, seed=seed) for seed in range(2)], cubic(0, 10)
+    algorithm = Evolution(interval=1, drop=sparing_units(), scope=scope, grow=feeding_units())
+    layers, schedule = [random_view((8, 16), 64, seed=seed) for seed in range(2)], cubic(1.0, 10)
 
     def surplus(number, counts):
         return [count - round(2 + schedule(number + 1) * 62) for count in counts]

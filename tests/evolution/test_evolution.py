@@ -23,6 +23,7 @@ from sparsify import (
 from sparsify.evolution import (
     across_layers,
     by_gradient,
+    cubic,
     feeding_units,
     mixed,
     per_layer,
@@ -66,19 +67,22 @@ def test_bad_schedules_are_refused_at_once(arguments, error, message):
 
 def test_algorithms_print_as_they_are_written():
     assert repr(SET()) == "SET()"
-    assert repr(SET(100, until=300)) == "SET(100, until=300)"
+    assert repr(SET(interval=100, until=300)) == "SET(interval=100, until=300)"
     assert repr(RigL(until=750)) == "RigL(until=750)"
-    assert repr(GMP(300, begin=10)) == "GMP(300, begin=10)"
-    mixing = Evolution(5, cosine(0.3, 750), grow=mixed(by_gradient, uniformly, 0.5))
-    assert repr(mixing) == "Evolution(5, drop_fraction=cosine(0.3, 750), grow=mixed(by_gradient, uniformly, 0.5))"
+    assert repr(GMP(until=300, begin=10)) == "GMP(until=300, begin=10)"
+    mixing = Evolution(interval=5, drop_fraction=cosine(0.3, 750), grow=mixed(by_gradient, uniformly, share=0.5))
+    assert (
+        repr(mixing)
+        == "Evolution(interval=5, drop_fraction=cosine(0.3, 750), grow=mixed(by_gradient, uniformly, share=0.5))"
+    )
 
 
 def test_a_subclass_with_another_constructor_prints_what_it_has_become():
     class Each(SET):
         def __init__(self, epoch):
-            super().__init__(2 * epoch, until=20 * epoch)
+            super().__init__(interval=2 * epoch, until=20 * epoch)
 
-    assert repr(Each(5)) == "Each(10, until=100)"
+    assert repr(Each(5)) == "Each(interval=10, until=100)"
 
 
 def test_rigl_and_granet_anneal_to_until():
@@ -89,17 +93,18 @@ def test_rigl_and_granet_anneal_to_until():
 
 
 def test_pruning_must_be_whole():
-    with pytest.raises(ValueError, match="start_density and surplus must be given together"):
-        Evolution(100, start_density=0.5)
+    with pytest.raises(ValueError, match="start_density must be given with surplus"):
+        Evolution(interval=100, surplus=cubic(1.0, 100))
+    assert Evolution(until=100, start_density=0.5).pruning == cubic(1.0, 100)
     with pytest.raises(
         ValueError, match=r"start_density must be in \(0, 1\], got 50. For 50% sparsity pass start_density=0.5"
     ):
-        GMP(100, start_density=50)
-    with pytest.raises(ValueError, match="pruning must begin"):
+        GMP(until=100, start_density=50)
+    with pytest.raises(ValueError, match="until must be after begin, got until=100 and begin=200"):
         GMP(until=100, begin=200)
     model = mlp(20, 30, 5)
     with pytest.raises(ValueError, match=r"start_density must be at least the density in the end, got 0\.1"):
-        sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.5, evolution=GMP(100, start_density=0.1))
+        sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.5, evolution=GMP(until=100, start_density=0.1))
     assert isinstance(model[0], nn.Linear)
 
 
@@ -131,11 +136,11 @@ def run(evolution, density=0.2, steps=60, make=torch.optim.Adam, sizes=(20, 30, 
 @pytest.mark.parametrize(
     "evolution",
     [
-        SET(5),
-        RigL(5, until=50),
-        RigL(5, grow=mixed(by_gradient, uniformly, 0.5)),
-        Evolution(5, drop=saliency),
-        Evolution(5, grow=feeding_units(by_gradient)),
+        SET(interval=5),
+        RigL(interval=5, until=50),
+        RigL(interval=5, grow=mixed(by_gradient, uniformly, share=0.5)),
+        Evolution(interval=5, drop=saliency),
+        Evolution(interval=5, grow=feeding_units(by_gradient)),
     ],
 )
 def test_every_layer_keeps_its_count(evolution):
@@ -145,13 +150,13 @@ def test_every_layer_keeps_its_count(evolution):
 
 
 def test_across_layers_the_model_keeps_its_count_and_layers_change():
-    _, _, counts = run(Evolution(5, scope=across_layers))
+    _, _, counts = run(Evolution(interval=5, scope=across_layers))
     assert {sum(count) for count in counts} == {sum(counts[0])}
     assert counts[-1] != counts[0]
 
 
 def test_across_layers_with_spared_units_all_layers_live_on():
-    evolution = Evolution(1, drop=sparing_units(saliency), scope=across_layers)
+    evolution = Evolution(interval=1, drop=sparing_units(saliency), scope=across_layers)
     model, optimizer, counts = run(evolution, density=0.25, steps=100, sizes=(8, 8, 8, 8))
     assert len(optimizer.history) == 100
     assert {sum(count) for count in counts} == {48}
@@ -164,7 +169,12 @@ def test_across_layers_with_spared_units_all_layers_live_on():
 
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD, torch.optim.Rprop])
 @pytest.mark.parametrize(
-    "evolution", [GMP(until=40, interval=7), GMP(40, begin=10, interval=7, scope=across_layers), GraNet(50, 40, 7)]
+    "evolution",
+    [
+        GMP(until=40, interval=7),
+        GMP(until=40, begin=10, interval=7, scope=across_layers),
+        GraNet(until=50, prune_until=40, interval=7),
+    ],
 )
 def test_pruning_falls_along_a_cubic_to_exactly_the_target(evolution, make):
     _, optimizer, counts = run(evolution, make=make)
@@ -177,7 +187,7 @@ def test_pruning_falls_along_a_cubic_to_exactly_the_target(evolution, make):
     if evolution.scope is not across_layers:
         assert counts[-1] == [target[name] for name in layers]
     for step in range(7, 40, 7):
-        expected = total + evolution.surplus(step) * (first - total)
+        expected = total + evolution.pruning(step) * (first - total)
         assert sum(counts[step]) == pytest.approx(expected, abs=2)
     assert all(sum(after) <= sum(before) for before, after in pairwise(counts))
 
@@ -192,7 +202,9 @@ def test_gmp_drops_the_weakest_for_good():
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[0.4, -0.1, 0.3, -0.2]]))
-    layer, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=1e-9), 0.5, evolution=GMP(2, interval=2))
+    layer, optimizer = sparsify(
+        model, torch.optim.SGD(model.parameters(), lr=1e-9), 0.5, evolution=GMP(until=2, interval=2)
+    )
     for _ in range(2):
         layer(torch.ones(1, 4)).sum().backward()
         optimizer.step()
@@ -202,7 +214,9 @@ def test_gmp_drops_the_weakest_for_good():
 def test_rigl_grows_where_the_gradient_of_the_step_is_largest():
     torch.manual_seed(0)
     model = nn.Linear(30, 20)
-    layer, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.2, evolution=RigL(3, 0.25))
+    layer, optimizer = sparsify(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), 0.2, evolution=RigL(interval=3, drop_fraction=0.25)
+    )
     for step in range(1, 4):
         optimizer.zero_grad()
         gradient, before = torch.zeros(20, 30), layer.flat()
@@ -224,7 +238,7 @@ def test_rigl_grows_where_the_gradient_of_the_step_is_largest():
 
 def test_pruning_goes_on_under_torch_compile():
     model = mlp(20, 30, 5)
-    model, optimizer = sparsify(model, torch.optim.Adam(model.parameters()), 0.2, evolution=GMP(12, interval=3))
+    model, optimizer = sparsify(model, torch.optim.Adam(model.parameters()), 0.2, evolution=GMP(until=12, interval=3))
     compiled = torch.compile(model, backend="aot_eager")
     for _ in range(13):
         optimizer.zero_grad()
@@ -237,9 +251,9 @@ def test_pruning_goes_on_under_torch_compile():
 
 @pytest.mark.parametrize("rules", [{"grow": feeding_units()}, {"drop": sparing_units(), "grow": feeding_units()}])
 def test_no_output_unit_stays_without_input(rules):
-    model, _, _ = run(Evolution(3, scope=per_layer, **rules), density=0.03, sizes=(200, 100, 50, 5))
+    model, _, _ = run(Evolution(interval=3, scope=per_layer, **rules), density=0.03, sizes=(200, 100, 50, 5))
     counts = [row.without_inputs for row in summary(model).layers if row.without_inputs is not None]
     assert len(counts) >= 2
     assert counts == [0] * len(counts)
-    plain, _, _ = run(Evolution(3, scope=per_layer), density=0.03, sizes=(200, 100, 50, 5))
+    plain, _, _ = run(Evolution(interval=3, scope=per_layer), density=0.03, sizes=(200, 100, 50, 5))
     assert sum(row.without_inputs or 0 for row in summary(plain).layers) > 0, "the rules had something to do"

@@ -45,8 +45,8 @@ def test_places_must_be_sorted_unique_and_inactive(got):
         )
 
     refused(message(), grow=mine)
-    refused(message(), grow=mixed(mine, uniformly, 1.0))
-    refused(message(), grow=mixed(uniformly, mine, 0.0))
+    refused(message(), grow=mixed(mine, uniformly, share=1.0))
+    refused(message(), grow=mixed(uniformly, mine, share=0.0))
 
 
 def test_places_of_a_rule_within_another_must_be_inactive_for_both():
@@ -54,15 +54,17 @@ def test_places_of_a_rule_within_another_must_be_inactive_for_both():
         return torch.arange(400)[~torch.isin(torch.arange(400), layer.flat)][:count]
 
     layer = view_of(torch.ones(10), (20, 20), range(10))
-    [update] = propose_updates(Evolution(None, grow=mixed(mine, mine, 0.5)), [layer], [0], 0.4)
+    [update] = propose_updates(Evolution(interval=None, grow=mixed(mine, mine, share=0.5)), [layer], [0], 0.4)
     assert update.grown.tolist() == [10, 11, 12, 13]
     [update] = propose_updates(
-        Evolution(None, grow=feeding_units(mine)), [view_of(torch.ones(10), (2, 20), range(10))], [0], 0.4
+        Evolution(interval=None, grow=feeding_units(mine)), [view_of(torch.ones(10), (2, 20), range(10))], [0], 0.4
     )
     assert len(update.grown) == 4
     same = positions(30, 31)
     with pytest.raises(ValueError, match="got the active 30 from <lambda> in layer 'layer'"):
-        propose_updates(Evolution(None, grow=mixed(lambda *_: same, lambda *_: same, 0.5)), [layer], [0], 0.4)
+        propose_updates(
+            Evolution(interval=None, grow=mixed(lambda *_: same, lambda *_: same, share=0.5)), [layer], [0], 0.4
+        )
 
 
 @pytest.mark.parametrize(
@@ -84,12 +86,12 @@ def test_grown_values_must_be_as_many_numbers_as_grow(values, got):
     def mine(count, shape, nnz, generator):
         return values
 
-    algorithm, layer = Evolution(None, grown_values=mine), view_of(torch.ones(10))
-    [update] = propose_updates(algorithm, [layer], [0], 0.2)
+    layer = view_of(torch.ones(10))
+    [update] = propose_updates(Evolution(interval=None), [layer], [0], 0.2)
     with pytest.raises(
         ValueError, match=f"^{re.escape(f'grown_values must give 2 floating-point numbers, got {got} ')}"
     ):
-        checked_grown_values(algorithm, update, layer)
+        checked_grown_values(mine, update, layer)
 
 
 def test_grown_values_of_any_floating_kind_do():
@@ -100,8 +102,7 @@ def test_grown_values_of_any_floating_kind_do():
         torch.ones(4)[::2],
         torch._neg_view(-torch.ones(2)),
     ):
-        algorithm = Evolution(None, grown_values=lambda *_, values=values: values)
-        [update] = propose_updates(algorithm, [layer], [0], 0.2)
-        given = checked_grown_values(algorithm, update, layer)
+        [update] = propose_updates(Evolution(interval=None), [layer], [0], 0.2)
+        given = checked_grown_values(lambda *_, values=values: values, update, layer)
         assert given.tolist() == [1, 1]
         assert not given.requires_grad

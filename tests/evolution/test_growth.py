@@ -117,20 +117,20 @@ def test_among_candidates_the_best_gradients_win():
 
 def test_mixed_growth_takes_a_share_of_each():
     layer = with_passes((30, 40), 100, [8], torch.randn)
-    places = mixed(by_gradient, uniformly, 0.25)(layer, 40)
+    places = mixed(by_gradient, uniformly, share=0.25)(layer, 40)
     assert set(dense_top(layer, 10)) <= set(places.tolist())
     assert len(places.unique()) == 40
     assert (torch.diff(places) > 0).all()
     assert not set(places.tolist()) & set(layer.flat.tolist())
-    assert mixed(by_gradient, uniformly, 1.0)(layer, 40).tolist() == dense_top(layer, 40)
+    assert mixed(by_gradient, uniformly, share=1.0)(layer, 40).tolist() == dense_top(layer, 40)
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got 2"):
-        mixed(by_gradient, uniformly, 2)
+        mixed(by_gradient, uniformly, share=2)
 
 
 def test_a_share_that_rounds_to_nothing_grows_by_the_other_rule():
     passes = [(torch.randn(4, 5), torch.randn(4, 7))]
     layer = random_view((5, 7), 9, passes=passes)
-    assert len(mixed(by_gradient, uniformly, 0.1)(layer, 3)) == 3
+    assert len(mixed(by_gradient, uniformly, share=0.1)(layer, 3)) == 3
     assert len(by_gradient(layer, 0)) == 0
 
 
@@ -160,11 +160,11 @@ def test_which_rules_need_gradients():
         by_gradient,
         saliency,
         by_gradient_among(2),
-        mixed(uniformly, by_gradient, 0.5),
+        mixed(uniformly, by_gradient, share=0.5),
         feeding_units(by_gradient),
     )
     assert all(map(needs_gradient, (*needing, sparing_units(saliency))))
-    others = uniformly, magnitude, mixed(uniformly, uniformly, 0.5), feeding_units(), sparing_units()
+    others = uniformly, magnitude, mixed(uniformly, uniformly, share=0.5), feeding_units(), sparing_units()
     assert not any(map(needs_gradient, others))
 
 
@@ -175,16 +175,20 @@ def test_which_rules_need_gradients():
         (lambda: by_gradient_among(2.0), TypeError, "candidates must be a whole number, got 2.0"),
         (lambda: by_gradient_among(torch.nan), TypeError, "candidates must be a whole number, got nan"),
         (lambda: by_gradient_among("3"), TypeError, "candidates must be a whole number, got '3'"),
-        (lambda: mixed(by_gradient, uniformly, True), TypeError, r"share must be a number in \[0, 1\], got True"),
-        (lambda: mixed(by_gradient, uniformly, "0.5"), TypeError, r"share must be a number in \[0, 1\], got '0.5'"),
-        (lambda: mixed(by_gradient, uniformly, torch.nan), ValueError, r"share must be in \[0, 1\], got nan"),
+        (lambda: mixed(by_gradient, uniformly, share=True), TypeError, r"share must be a number in \[0, 1\], got True"),
         (
-            lambda: mixed(by_gradient, uniformly, 50),
+            lambda: mixed(by_gradient, uniformly, share="0.5"),
+            TypeError,
+            r"share must be a number in \[0, 1\], got '0.5'",
+        ),
+        (lambda: mixed(by_gradient, uniformly, share=torch.nan), ValueError, r"share must be in \[0, 1\], got nan"),
+        (
+            lambda: mixed(by_gradient, uniformly, share=50),
             ValueError,
             r"share must be in \[0, 1\], got 50. For 50 % pass 0.5.",
         ),
-        (lambda: mixed(by_gradient, "uniformly", 0.5), TypeError, "second must be callable, got 'uniformly'"),
-        (lambda: mixed(None, uniformly, 0.5), TypeError, "first must be callable, got None"),
+        (lambda: mixed(by_gradient, "uniformly", share=0.5), TypeError, "second must be callable, got 'uniformly'"),
+        (lambda: mixed(None, uniformly, share=0.5), TypeError, "first must be callable, got None"),
         (lambda: feeding_units("uniformly"), TypeError, "rule must be callable, got 'uniformly'"),
     ],
 )

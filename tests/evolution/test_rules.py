@@ -58,7 +58,7 @@ def test_scores_of_any_floating_kind_do(change, scope):
     scores = torch.tensor([3.0, 1.0, 4.0, 1.5, 2.0])
     layer = view_of(scores.clone())
     for drop in (lambda layer: change(scores.clone())), sparing_units(lambda layer: change(scores.clone())):
-        [update] = propose_updates(Evolution(None, drop=drop, scope=scope), [layer], [0], 0.4)
+        [update] = propose_updates(Evolution(interval=None, drop=drop, scope=scope), [layer], [0], 0.4)
         assert update.kept.tolist() == [0, 2, 4]
 
 
@@ -152,7 +152,7 @@ def test_a_scope_may_give_numbers_of_numpy_and_strided_positions():
     def mine(layers, scores, surplus, fraction):
         return ([torch.tensor([3, 9, 1, 9])[::2], np.int64(2)],)
 
-    [update] = propose_updates(Evolution(None, scope=mine), [view_of(torch.ones(5))], [0], 0.4)
+    [update] = propose_updates(Evolution(interval=None, scope=mine), [view_of(torch.ones(5))], [0], 0.4)
     assert update.kept.tolist() == [0, 2, 4]
     assert len(update.flat) == 5
 
@@ -165,4 +165,4 @@ def test_a_scope_must_drop_the_surplus(surplus, lost):
     with pytest.raises(
         ValueError, match=f"a scope must drop as many as grow and the excess, {surplus}, got {lost} more"
     ):
-        propose_updates(Evolution(None, scope=mine), [view_of(torch.ones(8))], [surplus], 0.0)
+        propose_updates(Evolution(interval=None, scope=mine), [view_of(torch.ones(8))], [surplus], 0.0)

@@ -71,7 +71,7 @@ def test_a_growth_rule_that_breaks_its_contract_is_refused_and_nothing_changed(p
     )
     before = layer.flat().clone(), layer.values.detach().clone()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    optimizer = SparseOptimizer(optimizer, {"layer": layer}, Evolution(None, 0.2, grow=grow))
+    optimizer = SparseOptimizer(optimizer, {"layer": layer}, Evolution(interval=None, drop_fraction=0.2, grow=grow))
     with pytest.raises(ValueError, match="a growth rule must"):
         optimizer.evolve()
     assert torch.equal(before[0], layer.flat())
@@ -82,7 +82,7 @@ def test_a_growth_rule_that_breaks_its_contract_is_refused_and_nothing_changed(p
 def test_a_drop_rule_that_breaks_its_contract_is_refused(score):
     layer = SparseLinear(20, 20, 10 / 400)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    optimizer = SparseOptimizer(optimizer, {"layer": layer}, Evolution(None, drop=lambda layer: score))
+    optimizer = SparseOptimizer(optimizer, {"layer": layer}, Evolution(interval=None, drop=lambda layer: score))
     with pytest.raises(
         ValueError, match="a drop rule must give a score to each of the 10 connections of layer 'layer'"
     ):

@@ -251,7 +251,8 @@ WAYS = [
 
 
 @pytest.mark.parametrize(
-    "evolution", [RigL(3), RigL(1), GraNet(until=9, interval=3), RigL(3, grow=by_gradient_among(4))]
+    "evolution",
+    [RigL(interval=3), RigL(interval=1), GraNet(until=9, interval=3), RigL(interval=3, grow=by_gradient_among(4))],
 )
 @pytest.mark.parametrize("way", WAYS)
 def test_other_backward_passes_do_not_change_what_grows(way, evolution):
@@ -281,7 +282,7 @@ def penalized(model):
 @pytest.mark.parametrize("restored", [False, True])
 @pytest.mark.parametrize("change", [clipped_by_value, noised, penalized])
 def test_a_gradient_that_was_changed_by_hand_is_still_that_of_its_passes(change, restored):
-    model, optimizer = build(RigL(1))
+    model, optimizer = build(RigL(interval=1))
     other = copy.deepcopy(model)
     loss_of(model, batch(1)).backward()
     if restored:
@@ -307,7 +308,7 @@ def test_a_gradient_that_was_changed_by_hand_is_still_that_of_its_passes(change,
 def test_growth_follows_a_gradient_penalty_as_in_a_dense_network():
     torch.manual_seed(0)
     layer = nn.Linear(8, 6).double()
-    layer, optimizer = sparsify(layer, torch.optim.SGD(layer.parameters(), lr=1e-9), 0.3, evolution=RigL(1))
+    layer, optimizer = sparsify(layer, torch.optim.SGD(layer.parameters(), lr=1e-9), 0.3, evolution=RigL(interval=1))
     before = layer.flat()
     weight = layer.to_dense().detach().requires_grad_()
     x = torch.randn(7, 8, dtype=torch.float64)
@@ -325,9 +326,9 @@ def test_growth_follows_a_gradient_penalty_as_in_a_dense_network():
 
 
 def test_a_layer_that_was_frozen_when_watching_began_grows_by_gradient_once_it_trains():
-    model, optimizer = build(RigL(None))
+    model, optimizer = build(RigL(interval=None))
     model[0].requires_grad_(False)
-    model, optimizer = sparsify(model, optimizer, evolution=RigL(None))
+    model, optimizer = sparsify(model, optimizer, evolution=RigL(interval=None))
     model[0].requires_grad_(True)
     loss_of(model, batch(1)).backward()
     optimizer.step()
@@ -335,7 +336,7 @@ def test_a_layer_that_was_frozen_when_watching_began_grows_by_gradient_once_it_t
 
 
 def test_where_no_pass_made_the_gradient_the_layer_has_none():
-    model, optimizer = build(RigL(None))
+    model, optimizer = build(RigL(interval=None))
     z = Z.clone().requires_grad_()
     torch.autograd.grad((10 * model(z)).sum(), z)
     with pytest.raises(ValueError, match="evolve\\(\\) must follow a backward pass"):
@@ -363,7 +364,7 @@ def given_back(model):
 
 @pytest.mark.parametrize("each", [zeroing_between, given_back])
 def test_gradients_of_several_tasks_count_as_much_as_they_were_added_with(each):
-    (model, optimizer), (other, its_optimizer) = build(RigL(1)), build(RigL(1))
+    (model, optimizer), (other, its_optimizer) = build(RigL(interval=1)), build(RigL(interval=1))
     grads = list(each(model))
     for number, p in enumerate(model.parameters()):
         p.grad = sum(share * of_task[number] for (share, _), of_task in zip(LOSSES, grads, strict=True))
@@ -375,7 +376,7 @@ def test_gradients_of_several_tasks_count_as_much_as_they_were_added_with(each):
 
 
 def test_a_pass_after_the_step_does_not_change_what_grows_by_hand():
-    (model, optimizer), expected = build(RigL(None)), build(RigL(None))
+    (model, optimizer), expected = build(RigL(interval=None)), build(RigL(interval=None))
     for some, its_optimizer in (model, optimizer), expected:
         loss_of(some, batch(1)).backward()
         its_optimizer.step()
@@ -387,7 +388,7 @@ def test_a_pass_after_the_step_does_not_change_what_grows_by_hand():
 
 
 def test_a_gradient_that_was_zeroed_before_the_step_grows_nothing():
-    model, optimizer = build(RigL(2))
+    model, optimizer = build(RigL(interval=2))
     plain(model, optimizer, batch(1))
     before = [model[i].flat() for i in (0, 2)]
     optimizer.zero_grad()
@@ -402,7 +403,7 @@ def test_a_gradient_that_was_zeroed_before_the_step_grows_nothing():
 def test_a_head_that_has_no_gradient_at_the_step_rests(set_to_none):
     torch.manual_seed(0)
     heads = nn.ModuleList([nn.Linear(20, 10), nn.Linear(20, 10)])
-    heads, optimizer = sparsify(heads, torch.optim.SGD(heads.parameters(), lr=0.1), 0.3, evolution=RigL(2))
+    heads, optimizer = sparsify(heads, torch.optim.SGD(heads.parameters(), lr=0.1), 0.3, evolution=RigL(interval=2))
     for number in range(4):
         optimizer.zero_grad(set_to_none=set_to_none)
         loss_of(heads[number % 2], batch(number)).backward()
@@ -411,7 +412,7 @@ def test_a_head_that_has_no_gradient_at_the_step_rests(set_to_none):
 
 
 def test_an_optimizer_that_steps_within_the_backward_pass():
-    (model, optimizer), expected = build(RigL(1)), build(RigL(1))
+    (model, optimizer), expected = build(RigL(interval=1)), build(RigL(interval=1))
     waiting = set(model.parameters())
 
     def count(p):

@@ -121,7 +121,9 @@ def test_nothing_is_kept_when_no_evolution_by_gradient_comes():
         return sum(len(keeper.passes) for keeper in recorder._recorders)
 
     model = mlp(20, 30, 5)
-    model, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.2, evolution=RigL(3, until=6))
+    model, optimizer = sparsify(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), 0.2, evolution=RigL(interval=3, until=6)
+    )
     seen = []
     for _ in range(10):
         optimizer.zero_grad()
@@ -134,14 +136,16 @@ def test_nothing_is_kept_when_no_evolution_by_gradient_comes():
 
 def test_by_hand_passes_are_kept_where_there_is_no_schedule():
     model = nn.Linear(20, 10)
-    model, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.3, evolution=RigL(None))
+    model, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.3, evolution=RigL(interval=None))
     with pytest.raises(ValueError, match=r"evolve\(\) must follow a backward pass"):
         optimizer.evolve()
     backward(model)
     optimizer.step()
     assert optimizer.evolve().grown == {"": 18}
     scheduled = nn.Linear(20, 10)
-    scheduled, optimizer = sparsify(scheduled, torch.optim.SGD(scheduled.parameters(), lr=0.1), 0.3, evolution=RigL(9))
+    scheduled, optimizer = sparsify(
+        scheduled, torch.optim.SGD(scheduled.parameters(), lr=0.1), 0.3, evolution=RigL(interval=9)
+    )
     backward(scheduled)
     before = scheduled.flat()
     with pytest.raises(ValueError, match=r"got none kept for layer ''.*interval=None"):
@@ -151,7 +155,7 @@ def test_by_hand_passes_are_kept_where_there_is_no_schedule():
 
 def test_a_layer_that_no_backward_reached_stays_as_it_is():
     model = nn.ModuleList([nn.Linear(20, 10), nn.Linear(20, 10)])
-    model, optimizer = sparsify(model, torch.optim.Adam(model.parameters()), 0.3, evolution=RigL(1))
+    model, optimizer = sparsify(model, torch.optim.Adam(model.parameters()), 0.3, evolution=RigL(interval=1))
     before = [layer.flat().clone() for layer in model]
     backward(model[1])
     optimizer.step()

@@ -215,7 +215,7 @@ def test_dense_checkpoints_load_at_the_topology_and_densify_gives_them_back(kind
 
 def test_training_evolves_every_projection_and_copies_train_on():
     model = nn.Sequential(dense())
-    model, optimizer = sparsify(model, torch.optim.AdamW(model.parameters(), 1e-2), 0.3, evolution=SET(2))
+    model, optimizer = sparsify(model, torch.optim.AdamW(model.parameters(), 1e-2), 0.3, evolution=SET(interval=2))
     target = torch.randn(LENGTH, BATCH, 16, dtype=torch.float64)
     args = inputs(model[0])
     losses = []
@@ -288,7 +288,7 @@ def test_encoders_and_decoders_give_in_eval_what_they_give_in_training(norm_firs
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
 def test_nn_transformer_trains_sparse():
     model = nn.Transformer(16, 4, 1, 1, 32, dropout=0.0)
-    model, optimizer = sparsify(model, torch.optim.Adam(model.parameters(), 1e-3), 0.3, evolution=SET(5))
+    model, optimizer = sparsify(model, torch.optim.Adam(model.parameters(), 1e-3), 0.3, evolution=SET(interval=5))
     assert len(summary(model).sparse) == 4 + 8 + 4
     source, target = torch.randn(7, 3, 16), torch.randn(5, 3, 16)
     losses = []

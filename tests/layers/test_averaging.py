@@ -25,7 +25,7 @@ def data_ema(average, model, decay=0.9):
 
 
 @pytest.mark.parametrize("kind", ["AveragedModel", "timm", "lerp", "data"])
-@pytest.mark.parametrize("evolution", [SET(INTERVAL), RigL(INTERVAL, drop_fraction=0.3)])
+@pytest.mark.parametrize("evolution", [SET(interval=INTERVAL), RigL(interval=INTERVAL, drop_fraction=0.3)])
 def test_an_exponential_average_across_evolutions_is_that_of_the_dense_weights(kind, evolution):
     model, optimizer = pair(evolution)
     if kind == "AveragedModel":
@@ -189,8 +189,8 @@ def test_without_a_change_of_topology_no_copy_is_left_behind(reason):
     def failing(layer, count):
         raise KeyError("no places")
 
-    nothing = SET(INTERVAL, drop_fraction=0.0)
-    model, optimizer = pair(nothing if reason == "nothing dropped" else Evolution(None, grow=failing))
+    nothing = SET(interval=INTERVAL, drop_fraction=0.0)
+    model, optimizer = pair(nothing if reason == "nothing dropped" else Evolution(interval=None, grow=failing))
     average = copy.deepcopy(model)
     for number in range(6):
         step(model, optimizer, number)

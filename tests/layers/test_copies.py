@@ -54,9 +54,9 @@ def test_a_target_network_that_has_loaded_the_model_follows_soft_updates(update,
 @pytest.mark.parametrize(
     "evolution",
     [
-        GMP(16, interval=INTERVAL),
+        GMP(until=16, interval=INTERVAL),
         GraNet(until=16, interval=INTERVAL, start_density=0.8),
-        Evolution(INTERVAL, scope=across_layers),
+        Evolution(interval=INTERVAL, scope=across_layers),
     ],
     ids=["GMP", "GraNet", "across_layers"],
 )
@@ -83,7 +83,7 @@ def test_averages_begun_at_any_time_follow_where_nnz_changes(evolution, begun, k
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("write", ["AveragedModel", "copy_", "data ="])
 def test_an_average_is_one_when_it_was_written_with_equal_values(write, interval):
-    model, optimizer = pair(SET(interval))
+    model, optimizer = pair(SET(interval=interval))
     if write == "AveragedModel":
         averaged = AveragedModel(model)
         averaged.update_parameters(model)
@@ -187,7 +187,7 @@ def test_a_target_in_another_precision_follows():
 
 def test_two_critics_made_alike_have_their_own_targets():
     """Both have one topology in the beginning: sparsify seeds by torch.initial_seed() and layer name."""
-    critics = [pair(SET(interval)) for interval in (3, 5)]
+    critics = [pair(SET(interval=interval)) for interval in (3, 5)]
     for i, (critic, _) in enumerate(critics):
         for p in critic.parameters():
             p.data.add_(0.01 * i)
@@ -204,7 +204,7 @@ def test_two_critics_made_alike_have_their_own_targets():
 
 
 def test_one_target_of_two_equal_models_follows_the_one_that_it_averages():
-    models = [pair(SET(3)) for _ in range(2)]
+    models = [pair(SET(interval=3)) for _ in range(2)]
     (first, _), (second, _) = models
     target, twin = target_of(first), DenseAverage(second, 1 - TAU)
     for number in range(14):

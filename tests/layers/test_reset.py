@@ -83,7 +83,7 @@ def test_after_it_training_is_that_of_new_layers_with_a_new_optimizer(make):
 
 
 def test_after_it_training_is_that_of_a_dense_twin_that_was_reset():
-    model, optimizer = trained(make=ADAM, evolution=SET(8))
+    model, optimizer = trained(make=ADAM, evolution=SET(interval=8))
     reset(model)
     twin = densify(model).double()
     active = [model[i].to_dense() != 0 for i in (0, 2)]
@@ -175,7 +175,7 @@ def test_saved_before_the_next_step_it_resumes_bit_for_bit(density):
     def one(seed):
         torch.manual_seed(seed)
         layer = SparseLinear(12, 4, density)
-        return layer, SparseOptimizer(ADAM(layer.parameters()), {"": layer}, SET(6), seed=3)
+        return layer, SparseOptimizer(ADAM(layer.parameters()), {"": layer}, SET(interval=6), seed=3)
 
     layer, optimizer = one(0)
     train(layer, optimizer, 0, 5)
@@ -215,7 +215,7 @@ def test_copies_know_of_it(clone, steps):
     assert_same(everything(*pairs[0]), everything(*pairs[1]))
 
 
-@pytest.mark.parametrize("evolution", [RigL(3), GMP(until=30, interval=3), GraNet(until=30, interval=3)])
+@pytest.mark.parametrize("evolution", [RigL(interval=3), GMP(until=30, interval=3), GraNet(until=30, interval=3)])
 def test_the_schedule_goes_on_where_it_is(evolution):
     model, optimizer = trained(evolution=evolution)
     counts = [model[0].nnz, model[2].nnz]
@@ -229,7 +229,7 @@ def test_the_schedule_goes_on_where_it_is(evolution):
 
 
 def test_the_new_places_are_explored():
-    model, optimizer = trained(evolution=SET(3))
+    model, optimizer = trained(evolution=SET(interval=3))
     layer = model[2]
     seen = round(optimizer.explored["2"] * 64)
     model_before = layer.flat()
@@ -418,7 +418,7 @@ def test_on_the_meta_device_the_seed_still_decides_about_attention():
 def test_folds_of_a_cross_validation_do_not_know_of_each_other():
     torch.manual_seed(0)
     model = mlp(12, 16, 4)
-    model, optimizer = sparsify(model, SGD(model.parameters()), 0.3, evolution=SET(4), seed=0)
+    model, optimizer = sparsify(model, SGD(model.parameters()), 0.3, evolution=SET(interval=4), seed=0)
     x, y = torch.randn(64, 12), torch.arange(64) % 4  # noise: what is not seen can only be guessed
     for _ in range(60):
         optimizer.zero_grad()

@@ -10,7 +10,7 @@ INTERVAL = 4
 TAU = 0.1
 
 
-def pair(evolution=SET(INTERVAL)):  # noqa: B008
+def pair(evolution=SET(interval=INTERVAL)):  # noqa: B008
     torch.manual_seed(1)
     model = mlp(12, 16, 4, dtype=torch.float64)
     return sparsify(model, torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), 0.35, evolution=evolution, seed=3)

@@ -30,8 +30,8 @@ SIZES = 12, 20, 16, 4
 ALGORITHMS = {
     "SET": SET(interval=2),
     "RigL": RigL(interval=2),
-    "RigL among": RigL(interval=2, grow=mixed(by_gradient_among(4), uniformly, 0.5)),
-    "saliency": Evolution(2, drop=saliency, scope=per_layer),
+    "RigL among": RigL(interval=2, grow=mixed(by_gradient_among(4), uniformly, share=0.5)),
+    "saliency": Evolution(interval=2, drop=saliency, scope=per_layer),
 }
 WRAPPINGS = {
     "plain": {},
@@ -115,7 +115,12 @@ def users_rules(rank):
         return uniformly(layer, count)
 
     weakest = partial(lambda power, layer: layer.values.abs() ** power, 0.5)
-    evolution = Evolution(lambda step: step % 2 == 0, Halving(), drop=weakest, grow=mixed(grow, uniformly, 0.5))
+    evolution = Evolution(
+        interval=lambda step: step % 2 == 0,
+        drop_fraction=Halving(),
+        drop=weakest,
+        grow=mixed(grow, uniformly, share=0.5),
+    )
     model, optimizer = prepare(rank, evolution)
     train(DistributedDataParallel(model), optimizer, own_batches(8))
     return outcome(model, optimizer)
@@ -162,7 +167,7 @@ def no_passes(rank):
 
 
 def gradient_on_one_rank_only(rank):
-    model, optimizer = prepare(rank, Evolution(None, drop=saliency))
+    model, optimizer = prepare(rank, Evolution(interval=None, drop=saliency))
     replica = DistributedDataParallel(model)
     train(replica, optimizer, own_batches(1))
     if rank:
@@ -217,7 +222,7 @@ def refusals(rank):
     model, optimizer = prepare(rank, SET(until=10 + rank))
     found["evolution"] = at_first_step(rank, model, optimizer, DistributedDataParallel(model))
 
-    model, optimizer = prepare(rank, SET(coin(0.5, seed=rank)))
+    model, optimizer = prepare(rank, SET(interval=coin(0.5, seed=rank)))
     found["coin"] = at_first_step(rank, model, optimizer, DistributedDataParallel(model))
 
     if rank:
@@ -246,7 +251,7 @@ def divergence(rank):
     """Rank 1 gets another topology, other values, another rule, another checkpoint: an error, and the way back."""
     found = {}
     for what in "topology", "values", "new topology", "step":
-        evolution = Evolution(2, grow=own_numbers) if what == "new topology" else RigL(interval=2)
+        evolution = Evolution(interval=2, grow=own_numbers) if what == "new topology" else RigL(interval=2)
         model, optimizer = prepare(rank, evolution)
         replica = DistributedDataParallel(model)
         train(replica, optimizer, own_batches(1))
@@ -271,7 +276,7 @@ def divergence(rank):
             train(replica, optimizer, own_batches(3))
             found[what, "resumed"] = outcome(model, optimizer)
 
-    model, optimizer = prepare(rank, Evolution(1, scope=across_layers))
+    model, optimizer = prepare(rank, Evolution(interval=1, scope=across_layers))
     found["count"] = resumed(rank, DistributedDataParallel(model), optimizer)
     return found
 

@@ -29,11 +29,11 @@ SPARSIFY = str(Path(package.__file__).parent)
 INTERVAL = 2
 
 ALGORITHMS: dict[str, Callable[[], Evolution]] = {
-    "SET": lambda: SET(INTERVAL),
-    "RigL": lambda: RigL(INTERVAL, drop_fraction=0.3),
+    "SET": lambda: SET(interval=INTERVAL),
+    "RigL": lambda: RigL(interval=INTERVAL, drop_fraction=0.3),
     "GMP": lambda: GMP(until=9, interval=INTERVAL, start_density=0.6),
     "GraNet": lambda: GraNet(until=9, prune_until=7, interval=INTERVAL, drop_fraction=0.3, start_density=0.6),
-    "across": lambda: Evolution(INTERVAL, 0.3, scope=across_layers),
+    "across": lambda: Evolution(interval=INTERVAL, drop_fraction=0.3, scope=across_layers),
 }
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: SGD(p, 0.1, momentum=0.9),

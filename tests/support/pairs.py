@@ -14,7 +14,7 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
 AFRESH = "starts afresh"
 PARTS = {"0": 0.3}
-ALGORITHMS = [SET(3), RigL(3), GMP(until=30, interval=3), GraNet(until=30, interval=3)]
+ALGORITHMS = [SET(interval=3), RigL(interval=3), GMP(until=30, interval=3), GraNet(until=30, interval=3)]
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -23,7 +23,7 @@ def short(evolution):
     return type(evolution).__name__
 
 
-def build(evolution=SET(3), make=SGD, seed=0, density=0.3):  # noqa: B008
+def build(evolution=SET(interval=3), make=SGD, seed=0, density=0.3):  # noqa: B008
     torch.manual_seed(seed)
     model = mlp(12, 16, 4)
     return sparsify(model, make(model.parameters()), density, evolution=evolution, seed=seed)

@@ -9,7 +9,7 @@ from sparsify import SET, GraNet
 
 ACCUMULATED, CLIP = 4, 0.1
 EPOCHS, STEPS_PER_EPOCH = 3, 3  # ten batches: four, four and the two that are left
-EVOLUTIONS = {"SET": SET(2), "GraNet": GraNet(until=8, prune_until=6, interval=2, start_density=0.8)}
+EVOLUTIONS = {"SET": SET(interval=2), "GraNet": GraNet(until=8, prune_until=6, interval=2, start_density=0.8)}
 
 
 def dataset():

@@ -40,7 +40,7 @@ def refused(message, **rules):
     flat = torch.tensor([0, 50, 70, 90, 110, 130, 150, 170, 190, 210])
     layer.set_topology(flat, torch.arange(1.0, 11.0).flip(0), None)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    optimizer = SparseOptimizer(optimizer, {"fc": layer}, Evolution(None, **{"drop_fraction": 0.2, **rules}))
+    optimizer = SparseOptimizer(optimizer, {"fc": layer}, Evolution(interval=None, **{"drop_fraction": 0.2, **rules}))
     with pytest.raises((ValueError, TypeError), match=f"^{re.escape(message)}"):
         optimizer.evolve()
     assert torch.equal(layer.flat(), flat)

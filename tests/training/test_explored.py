@@ -63,7 +63,7 @@ def test_the_optimizer_knows_what_was_explored_and_keeps_it_in_checkpoints():
     def build():
         torch.manual_seed(0)
         model = mlp(40, 30, 5)
-        return sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.2, evolution=SET(None), seed=0)
+        return sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.2, evolution=SET(interval=None), seed=0)
 
     model, optimizer = build()
     ever = [set(layer.flat().tolist()) for layer in (model[0], model[2])]

@@ -16,9 +16,9 @@ from tests.support.shadows import Shadow, by_name, data_copy
 
 DECAY = 0.9
 EVOLUTIONS = [
-    SET(INTERVAL),
-    RigL(INTERVAL, drop_fraction=0.3),
-    GMP(16, interval=INTERVAL),
+    SET(interval=INTERVAL),
+    RigL(interval=INTERVAL, drop_fraction=0.3),
+    GMP(until=16, interval=INTERVAL),
     GraNet(until=16, interval=INTERVAL, start_density=0.8),
 ]
 

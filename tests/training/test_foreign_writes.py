@@ -25,7 +25,7 @@ OTHERS = r"values of '0', '2' were overwritten with such of other connections"
 SIZES = 20, 40, 10
 
 
-def pair(evolution=SET(4), lr=0.1, seed=3, make=torch.optim.SGD, **options):  # noqa: B008
+def pair(evolution=SET(interval=4), lr=0.1, seed=3, make=torch.optim.SGD, **options):  # noqa: B008
     torch.manual_seed(1)
     model = mlp(*SIZES)
     return sparsify(model, make(model.parameters(), lr=lr, **options), 0.35, evolution=evolution, seed=seed)
@@ -99,7 +99,9 @@ def test_values_saved_by_name_before_evolutions_are_warned_of_at_the_next_step(w
     train(model, optimizer, 51, 60)
 
 
-@pytest.mark.parametrize("evolution", [SET(4, drop_fraction=0.05), RigL(4, drop_fraction=0.3), SET(4)])
+@pytest.mark.parametrize(
+    "evolution", [SET(interval=4, drop_fraction=0.05), RigL(interval=4, drop_fraction=0.3), SET(interval=4)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_every_algorithm_and_precision(evolution, dtype, with_and_without_library):
     model, optimizer = pair(evolution)
@@ -151,7 +153,7 @@ def test_it_is_noticed_in_long_evaluations():
 
 @pytest.mark.parametrize(("decay", "after"), [(0.9, 2), (0.9, 14), (0.99, 3), (0.5, 5)])
 def test_an_average_by_name_across_evolutions_is_warned_of_however_small_its_part_from_before(decay, after):
-    model, optimizer = pair(SET(20))
+    model, optimizer = pair(SET(interval=20))
     ema = Shadow(model, decay)
     for number in range(20 + after):
         step(model, optimizer, number)
@@ -180,7 +182,7 @@ def test_torch_emas_averages_across_evolutions_are_warned_of():
 
 
 def test_averages_by_name_that_begin_after_the_last_evolution_are_right():
-    model, optimizer = pair(SET(4, until=8))
+    model, optimizer = pair(SET(interval=4, until=8))
     train(model, optimizer, 0, 10)
     shadow, ema = Shadow(model, 0.9), ExponentialMovingAverage(model.parameters(), decay=0.9)
     for number in range(10, 30):
@@ -307,7 +309,7 @@ def test_what_people_write_rightly_is_silent(write):
 
 @pytest.mark.parametrize("drop", [0.02, 0.3])
 def test_values_saved_by_name_since_the_last_evolution_may_come_back(drop):
-    model, optimizer = pair(SET(20, drop_fraction=drop))
+    model, optimizer = pair(SET(interval=20, drop_fraction=drop))
     train(model, optimizer, 0, 20)
     best = by_name(model)
     train(model, optimizer, 20, 39)
@@ -349,7 +351,7 @@ def test_averages_that_evolve_along_may_be_exchanged_with_the_model(how, kind):
     assert len(optimizer.history) == 5
 
 
-@pytest.mark.parametrize("evolution", [Static(), SET(100)])
+@pytest.mark.parametrize("evolution", [Static(), SET(interval=100)])
 def test_without_an_evolution_anything_may_be_written(evolution):
     model, optimizer = pair(evolution)
     first = by_name(model)
@@ -361,7 +363,7 @@ def test_without_an_evolution_anything_may_be_written(evolution):
     train(model, optimizer, 11, 12)
 
 
-@pytest.mark.parametrize("evolution", [GMP(16, interval=4), GraNet(until=16, interval=4, start_density=0.8)])
+@pytest.mark.parametrize("evolution", [GMP(until=16, interval=4), GraNet(until=16, interval=4, start_density=0.8)])
 def test_values_of_another_length_are_an_error_at_the_next_step(evolution):
     model, optimizer = pair(evolution)
     best = by_name(model)
@@ -413,7 +415,7 @@ def test_initialisations_that_are_meant_are_silent():
     torch.manual_seed(0)
     model = mlp(*SIZES)
     nn.init.zeros_(model[2].weight)  # before sparsify
-    model, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.35, evolution=SET(4))
+    model, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.35, evolution=SET(interval=4))
     for p in model.parameters():
         nn.init.uniform_(p, -0.1, 0.1)
     train(model, optimizer, 0, 3)
@@ -440,7 +442,7 @@ def test_copied_and_pickled_pairs_watch_for_themselves():
 
 
 def test_values_written_after_evolve_was_called_are_noticed():
-    model, optimizer = pair(SET(1000))
+    model, optimizer = pair(SET(interval=1000))
     step(model, optimizer, 0)
     best = by_name(model)
     optimizer.evolve()

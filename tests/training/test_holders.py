@@ -134,7 +134,7 @@ def tensors_of(value, weight, seen):
 def test_trains_as_the_dense_twin_does(name):
     make = WRAPPERS[name]
     model = mlp(12, 16, 4, dtype=torch.float64)
-    model, optimizer = sparsify(model, make(model.parameters()), 0.35, evolution=SET(INTERVAL), seed=3)
+    model, optimizer = sparsify(model, make(model.parameters()), 0.35, evolution=SET(interval=INTERVAL), seed=3)
     dense = mlp(12, 16, 4, dtype=torch.float64)
     layers = [(model[i], dense[i]) for i in (0, 2)]
     active = {}
@@ -165,7 +165,9 @@ def test_trains_as_the_dense_twin_does(name):
 
 
 @pytest.mark.parametrize(
-    "evolution", [GMP(16, interval=4), GraNet(16, interval=4), RigL(4)], ids=lambda e: type(e).__name__
+    "evolution",
+    [GMP(until=16, interval=4), GraNet(until=16, interval=4), RigL(interval=4)],
+    ids=lambda e: type(e).__name__,
 )
 @pytest.mark.parametrize("name", [*WRAPPERS, "LBFGS"])
 def test_every_algorithm_goes_with_every_wrapper(name, evolution):
@@ -179,7 +181,7 @@ def test_every_algorithm_goes_with_every_wrapper(name, evolution):
     assert {len(record.dropped) for record in optimizer.history} == {2}
 
 
-def pair(make, evolution=SET(INTERVAL), density=0.3, seed=3):  # noqa: B008
+def pair(make, evolution=SET(interval=INTERVAL), density=0.3, seed=3):  # noqa: B008
     torch.manual_seed(seed)
     model = mlp(12, 16, 4, dtype=torch.float64)
     return sparsify(model, make(model.parameters()), density, evolution=evolution, seed=seed)
@@ -225,7 +227,7 @@ def test_an_optimizer_made_around_the_wrapped_one_moves_too():
 def test_the_original_may_be_stepped_too():
     model = mlp(12, 16, 4, dtype=torch.float64)
     original = SAM(model.parameters(), SGD, lr=0.1, momentum=0.9)
-    model, optimizer = sparsify(model, original, 0.3, evolution=SET(2))
+    model, optimizer = sparsify(model, original, 0.3, evolution=SET(interval=2))
     for batch in batches(6):
         step(model, original, batch)
     assert [record.step for record in optimizer.history] == [2, 4, 6]
@@ -349,7 +351,7 @@ def test_a_buffer_of_which_it_cannot_be_told_whose_it_is_is_refused():
         sparsify(model, optimizer, 0.3)
     assert_same(model.state_dict(), before)
     assert optimizer.param_groups[0]["params"][0] is model[0].weight
-    model, optimizer = pair(partial(Elsewhere, at_once=False), SET(1))
+    model, optimizer = pair(partial(Elsewhere, at_once=False), SET(interval=1))
     assert optimizer.first is model[0].values
     with pytest.raises(TypeError, match=r"optimizer must keep under a weight what belongs to it"):
         step(model, optimizer, batches(1)[0])
@@ -377,7 +379,7 @@ def test_a_call_that_fails_leaves_all_optimizers_as_they_were(name, monkeypatch)
 def test_marks_on_a_parameter_survive():
     model = mlp(12, 16, 4)
     model[0].weight.no_weight_decay, model[0].weight.trace = True, torch.arange(192.0).view(16, 12)
-    model, optimizer = sparsify(model, SGD(model.parameters(), lr=0.1), 0.3, evolution=SET(None))
+    model, optimizer = sparsify(model, SGD(model.parameters(), lr=0.1), 0.3, evolution=SET(interval=None))
     layer = model[0]
     assert layer.values.no_weight_decay
     assert torch.equal(layer.values.trace, layer.flat().float())
@@ -394,7 +396,7 @@ def test_a_rule_sees_the_gradient_of_a_step_whose_wrapper_zeroes_it(zero):
         return saliency(layer)
 
     watching.needs_gradient = True
-    model, optimizer = pair(WRAPPERS["SAM"], Evolution(1, drop=watching))
+    model, optimizer = pair(WRAPPERS["SAM"], Evolution(interval=1, drop=watching))
     (x, y), grads = batches(1)[0], []
     for stepping in optimizer.first_step, optimizer.second_step:
         F.cross_entropy(model(x), y).backward()
@@ -409,7 +411,7 @@ def test_optimizers_that_hold_others_prune_further(name):
     batch = torch.randn(8, 12, dtype=torch.float64), torch.randint(4, (8,))
     for _ in range(5):
         step(model, optimizer, batch)
-    model, pruning = sparsify(model, optimizer, 0.1, evolution=GMP(6, interval=2))
+    model, pruning = sparsify(model, optimizer, 0.1, evolution=GMP(until=6, interval=2))
     for _ in range(8):  # would warn of state that starts afresh, or fail on lengths
         step(model, pruning, batch)
     assert pruning is optimizer

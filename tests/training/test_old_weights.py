@@ -171,7 +171,7 @@ def test_no_alarm_where_nothing_holds_them():
     loss = model(torch.randn(4, 12)).sum()  # a graph of the dense weights, which is alive
     average = torch.optim.swa_utils.AveragedModel(model)
     copied, saved = copy.deepcopy(model), model.state_dict()
-    model, optimizer = sparsify(model, plain, 0.3, evolution=SET(2))
+    model, optimizer = sparsify(model, plain, 0.3, evolution=SET(interval=2))
     for _ in range(3):
         train(model, optimizer)
     scheduler.step()

@@ -114,7 +114,7 @@ def test_same_seed_same_evolution_whatever_the_global_generator_does():
     results = []
     for noise in (1, 2):
         torch.manual_seed(0)
-        model, optimizer = pair(SET(None), seed=5)
+        model, optimizer = pair(SET(interval=None), seed=5)
         train(model, optimizer, 2)
         torch.manual_seed(noise)
         optimizer.evolve()
@@ -124,7 +124,7 @@ def test_same_seed_same_evolution_whatever_the_global_generator_does():
 
 
 def test_mean_grown_state():
-    model, optimizer = pair(SET(None), grown_state="mean")
+    model, optimizer = pair(SET(interval=None), grown_state="mean")
     train(model, optimizer, 3)
     layer = model[0]
     old = dict(zip(layer.flat().tolist(), optimizer.state[layer.values]["exp_avg_sq"].tolist(), strict=True))
@@ -148,7 +148,7 @@ def test_an_optimizer_of_other_state_is_refused_after_its_first_step_and_nothing
                 for p in group["params"]:
                     self.state[p]["scales"] = torch.ones(2)
 
-    model, optimizer = pair(SET(1), make=Blocks)
+    model, optimizer = pair(SET(interval=1), make=Blocks)
     before = topologies(model)
     for act in (lambda: train(model, optimizer, 1), lambda: train(model, optimizer, 1), optimizer.evolve):
         with pytest.raises(TypeError, match="Blocks with 'scales' of shape"):
@@ -161,7 +161,7 @@ def test_a_failing_rule_changes_nothing():
     def grow(layer, count):
         raise RuntimeError("no growth today")
 
-    model, optimizer = pair(Evolution(None, grow=grow))
+    model, optimizer = pair(Evolution(interval=None, grow=grow))
     train(model, optimizer, 1)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     with pytest.raises(RuntimeError, match="no growth today"):
@@ -215,7 +215,7 @@ def test_training_goes_on_after_trim():
 def test_made_by_hand_around_a_model_of_sparse_layers():
     model = nn.Sequential(SparseLinear(12, 16, 0.3), nn.ReLU(), SparseLinear(16, 4, 0.5))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-    optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), 0.1), layers, SET(2))
+    optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), 0.1), layers, SET(interval=2))
     train(model, optimizer, 4)
     assert len(optimizer.history) == 2
     with pytest.raises(ValueError, match="optimizer must hold the values of every sparse layer, got none of layer '0'"):

@@ -30,7 +30,10 @@ def progress(steps=9, seed=5):
         "net.2": Explored(torch.tensor([0, 3, 5]), SHAPES["net.2"]),
     }
     counts = {"0": (600, 500), "net.2": (3, 3)}
-    history = [Record(step, 0.3 / step, {"0": 7, "net.2": 1}, {"0": 5, "net.2": 1}) for step in range(3, steps + 1, 3)]
+    history = [
+        Record(step, 0.3 / step, {"0": 7, "net.2": 1}, {"0": 5, "net.2": 1}, {"0": 9, "net.2": 9}, 0.1)
+        for step in range(3, steps + 1, 3)
+    ]
     return Progress(seed, counts, explored, True, steps, len(history), history, {"net.2"})
 
 
@@ -97,7 +100,7 @@ def test_numbers_of_numpy_are_saved_as_pythons():
     one.due = np.bool_(True)  # as SET(np.int64(3)) has it
     one.counts["0"] = (np.int64(600), np.int64(500))
     assert_same(one.state_dict(), progress().state_dict())
-    assert bool(SET(np.int64(3)).due(3))
+    assert bool(SET(interval=np.int64(3)).due(3))
 
 
 def test_lists_serve_where_tuples_are_saved():
@@ -136,7 +139,7 @@ def fake():
 
 
 def record(**parts):
-    return {"step": 9, "drop_fraction": 0.1, "dropped": {"0": 7}, "grown": {"0": 5}, **parts}
+    return {"step": 9, "drop_fraction": 0.1, "dropped": {"0": 7}, "grown": {"0": 5}, "connections": {"0": 9}, "density": 0.1, **parts}
 
 
 ANYTHING = {

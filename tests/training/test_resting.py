@@ -12,14 +12,14 @@ from tests.support.comparing import assert_same
 from tests.support.models import mlp
 
 ALGORITHMS = {
-    "SET": SET(3),
-    "RigL": RigL(3),
+    "SET": SET(interval=3),
+    "RigL": RigL(interval=3),
     "GMP": GMP(until=30, interval=3),
     "GraNet": GraNet(until=30, interval=3),
     "GMP, across layers": GMP(until=30, interval=3, scope=across_layers),
-    "across layers": Evolution(3, scope=across_layers),
-    "saliency": Evolution(3, drop=saliency),
-    "a callable": SET(lambda step: step % 3 == 0),
+    "across layers": Evolution(interval=3, scope=across_layers),
+    "saliency": Evolution(interval=3, drop=saliency),
+    "a callable": SET(interval=lambda step: step % 3 == 0),
 }
 MAKES = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -108,7 +108,7 @@ def test_what_does_not_train_keeps_topology_and_values(name, rest, make):
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_a_head_without_gradient_rests_until_it_is_called_again(set_to_none):
-    model, optimizer = build(SET(3))
+    model, optimizer = build(SET(interval=3))
     for number in range(7):
         step(model, optimizer, number, "first", set_to_none=set_to_none)
     assert [set(record.dropped) for record in optimizer.history] == [{"body", "first"}] * 2
@@ -149,7 +149,7 @@ def test_gradual_pruning_catches_up_when_a_layer_trains_again(algorithm, scope, 
 
 
 def test_by_hand_all_that_can_train_evolve_where_none_has_trained_since():
-    model, optimizer = build(SET(None))
+    model, optimizer = build(SET(interval=None))
     assert set(optimizer.evolve().dropped) == {"body", "first", "second"}
     step(model, optimizer, 1, "first")
     assert set(optimizer.evolve().dropped) == {"body", "first"}
@@ -162,7 +162,7 @@ def test_by_hand_all_that_can_train_evolve_where_none_has_trained_since():
 
 
 def test_steps_in_vain_do_not_train():
-    model, optimizer = build(SET(3), lambda p: torch.optim.SGD(p, lr=0.1))
+    model, optimizer = build(SET(interval=3), lambda p: torch.optim.SGD(p, lr=0.1))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     for number in range(8):
         optimizer.zero_grad()
@@ -175,11 +175,11 @@ def test_steps_in_vain_do_not_train():
 
 
 def test_who_has_trained_is_saved():
-    model, optimizer = build(SET(4))
+    model, optimizer = build(SET(interval=4))
     step(model, optimizer, 1, "second")
     step(model, optimizer, 2, "first")
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    other, resumed = build(SET(4))
+    other, resumed = build(SET(interval=4))
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     for number in range(3, 6):
@@ -190,7 +190,7 @@ def test_who_has_trained_is_saved():
 
 
 def test_a_closure_makes_the_gradients_that_count():
-    model, optimizer = build(SET(2))
+    model, optimizer = build(SET(interval=2))
     for _ in range(4):
 
         def closure():
@@ -206,7 +206,7 @@ def test_a_closure_makes_the_gradients_that_count():
 def test_a_learning_rate_of_none_trains():
     model = mlp(12, 16, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(1))
+    model, optimizer = sparsify(model, optimizer, 0.3, evolution=SET(interval=1))
     optimizer.param_groups[0]["lr"] = 0.1
     del optimizer.param_groups[0]["lr"]
     assert set(optimizer.evolve().grown) == {"0", "2"}

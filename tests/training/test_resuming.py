@@ -150,7 +150,7 @@ def test_an_optimizer_is_not_wrapped_twice():
     sgd, before = optimizer.__wrapped__, snapshot(model, optimizer)
     for one in sgd, optimizer:
         with pytest.raises((TypeError, ValueError), match="wrapped"):
-            SparseOptimizer(one, {"0": model[0], "2": model[2]}, SET(2))
+            SparseOptimizer(one, {"0": model[0], "2": model[2]}, SET(interval=2))
     assert_same(snapshot(model, sgd), before)
     train(model, optimizer, 10, 12)
     assert [record.step for record in optimizer.history] == [3, 6, 9, 12]
@@ -163,7 +163,7 @@ def other_topology(model):
 @pytest.mark.parametrize("order", ["model first", "optimizer first"])
 @pytest.mark.parametrize("change", [other_topology, lambda model: trim(model, 0.3)], ids=["load", "trim"])
 @pytest.mark.parametrize("make", [SGD, ADAM])
-@pytest.mark.parametrize("evolution", [SET(3), RigL(3)], ids=short)
+@pytest.mark.parametrize("evolution", [SET(interval=3), RigL(interval=3)], ids=short)
 def test_what_is_saved_before_the_next_step_says_what_optimizer_state_belongs_to(evolution, make, change, order):
     model, optimizer = trained(evolution=evolution, make=make)
     change(model)
@@ -264,7 +264,7 @@ def test_fused_optimizers_train_on_after_trimming():
 
 @pytest.mark.parametrize("change", [other_topology, lambda model: trim(model, 0.3), lambda model: None])
 def test_an_evolution_that_is_refused_has_changed_nothing(change):
-    model, optimizer = trained(evolution=RigL(None))
+    model, optimizer = trained(evolution=RigL(interval=None))
     optimizer.zero_grad()
     change(model)
     with warnings.catch_warnings():

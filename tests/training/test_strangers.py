@@ -38,7 +38,7 @@ def hard_copy(target, policy):
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("topology", ["same", "another"])
 @pytest.mark.parametrize("begins", ["with a copy", "as it is"])
-@pytest.mark.parametrize("evolution", [SET(4), RigL(4)])
+@pytest.mark.parametrize("evolution", [SET(interval=4), RigL(interval=4)])
 def test_soft_updates_parameter_by_parameter_are_warned_of_once(update, topology, begins, evolution):
     policy, optimizer = pair(evolution)
     target = untrained(topology)
@@ -55,7 +55,7 @@ def test_soft_updates_parameter_by_parameter_are_warned_of_once(update, topology
 @pytest.mark.parametrize("tau", [0.005, 0.5])
 @pytest.mark.parametrize("topology", ["same", "another"])
 def test_however_slow_the_average_is(tau, topology):
-    policy, optimizer = pair(SET(10))
+    policy, optimizer = pair(SET(interval=10))
     target = untrained(topology)
 
     @torch.no_grad()
@@ -107,7 +107,9 @@ def test_the_way_out_is_right():
             assert_same(topologies(target), topologies(policy))
 
 
-@pytest.mark.parametrize("evolution", [SET(3), RigL(3), GMP(16, interval=3), GraNet(until=16, interval=3), Static()])
+@pytest.mark.parametrize(
+    "evolution", [SET(interval=3), RigL(interval=3), GMP(until=16, interval=3), GraNet(until=16, interval=3), Static()]
+)
 def test_models_of_other_folds_are_silent(evolution):
     """Of one seed, made at once or one after the other, kept alive, trained or not, initialised before training."""
     made = [pair(evolution) for _ in range(3)]
@@ -127,7 +129,7 @@ def test_models_of_other_folds_are_silent(evolution):
             step(model, optimizer, number)
 
 
-@pytest.mark.parametrize("evolution", [SET(3), RigL(3)])
+@pytest.mark.parametrize("evolution", [SET(interval=3), RigL(interval=3)])
 @pytest.mark.parametrize("same_batches", [True, False])
 def test_twins_trained_by_plain_optimizers_are_silent(evolution, same_batches):
     model, optimizer = pair(evolution)
@@ -142,7 +144,7 @@ def test_twins_trained_by_plain_optimizers_are_silent(evolution, same_batches):
 
 @pytest.mark.parametrize("interval", [2, 5])
 def test_twins_made_and_trained_in_the_middle_are_silent(interval):
-    model, optimizer = pair(SET(interval))
+    model, optimizer = pair(SET(interval=interval))
     twins = []
     for number in range(16):
         if number % 4 == 1:
@@ -170,7 +172,7 @@ def test_snapshots_and_best_models_are_silent():
 def test_layers_of_one_shape_in_one_model_are_silent():
     torch.manual_seed(0)
     model = mlp(12, 12, 12, 12, 12)
-    model, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.3, evolution=SET(3))
+    model, optimizer = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.3, evolution=SET(interval=3))
     for number in range(10):
         step(model, optimizer, number, torch.float32)
 
@@ -178,7 +180,7 @@ def test_layers_of_one_shape_in_one_model_are_silent():
 def test_models_with_constant_values_are_silent():
     models = []
     for _ in range(2):
-        model, optimizer = pair(SET(3))
+        model, optimizer = pair(SET(interval=3))
         for p in model.parameters():
             nn.init.uniform_(p, 0.099, 0.101)
         models.append((model, optimizer))
@@ -218,7 +220,7 @@ BROKEN += [("stranger", garbled, name) for name in ("crow", "col")]  # of a copy
 
 @pytest.mark.parametrize(("relation", "breaks", "name"), BROKEN)
 def test_another_models_broken_layer_does_not_stop_training(relation, breaks, name):
-    policy, optimizer = pair(SET(2))
+    policy, optimizer = pair(SET(interval=2))
     other = untrained("another") if relation == "stranger" else copy.deepcopy(policy)
     if relation == "left behind":
         step(policy, optimizer, 0)
@@ -228,7 +230,7 @@ def test_another_models_broken_layer_does_not_stop_training(relation, breaks, na
     for number in range(begun, 6):
         step(policy, optimizer, number)
     assert [record.step for record in optimizer.history] == [2, 4, 6]
-    alone, plain = pair(SET(2))
+    alone, plain = pair(SET(interval=2))
     for number in range(6):
         step(alone, plain, number)
     assert_same(policy.state_dict(), alone.state_dict())

@@ -109,3 +109,10 @@ def check_globs(argument: str, globs: Sequence[str], layers: Iterable[str]) -> N
             raise TypeError(f"{argument} must hold module-name globs, got {glob!r}.")
         if not any(names(glob, name) for name in layers):
             raise ValueError(f"{argument} must name linear layers, got {glob!r}, which names none of {layers}.")
+
+
+def sparsity(value: object) -> str:
+    """Why `sparsity=` is no argument, and what is."""
+    is_share = isinstance(value, float) and 0 <= value < 1
+    instead = f"here density={1 - value:g}" if isinstance(value, float) and is_share else "the share that is kept"
+    return f"density must be given, got sparsity={value!r}. density = 1 - sparsity: {instead}."

@@ -24,7 +24,7 @@ def plan(
     distribution: Distribution = erdos_renyi,
     skip: Iterable[str] = (),
     start: Start = "random",
-    evolution: Evolution = SET(),  # noqa: B008  (frozen)
+    evolution: Evolution = SET(),
 ) -> Report:
     """Tell what `sparsify` would do with the same arguments, without doing it.
 

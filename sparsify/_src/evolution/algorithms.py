@@ -1,69 +1,54 @@
 """The ready-made algorithms: each is an `Evolution` of a few parts."""
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from sparsify._src.evolution.drop import DropRule
+from sparsify._src.checks import check_density
+from sparsify._src.evolution.drop import DropRule, magnitude
 from sparsify._src.evolution.evolution import Evolution, Interval, check_steps
-from sparsify._src.evolution.grown_values import GrownValues, zeros
-from sparsify._src.evolution.growth import GrowthRule, by_gradient
-from sparsify._src.evolution.schedules import Schedule, cosine, cubic
-from sparsify._src.evolution.scopes import Scope, per_layer
+from sparsify._src.evolution.growth import GrowthRule, by_gradient, uniformly
+from sparsify._src.evolution.schedules import Schedule, cubic
+from sparsify._src.evolution.scopes import Scope, per_layer, per_sign
 
 
-@dataclass(frozen=True, init=False, repr=False)
-class _Named(Evolution):
-    """An algorithm with a name: the options that its constructor does not take are fixed, or derived from the others.
-
-    They are `init=False`, so that `dataclasses.replace` derives them anew.
-    """
-
-    grown_values: GrownValues = field(init=False)
-    drop: DropRule = field(init=False)
-    scope: Scope = field(init=False)
-    grow: GrowthRule = field(init=False)
-    start_density: float | None = field(init=False)
-    surplus: Schedule | None = field(init=False)
+def _fixed(value: object) -> Any:
+    """A part of an algorithm that is no option of it."""
+    return field(init=False, default_factory=lambda: value)
 
 
-@dataclass(frozen=True, init=False, repr=False)
-class SET(_Named):
+@dataclass(frozen=True, repr=False, kw_only=True)
+class SET(Evolution):
     """Sparse Evolutionary Training: drop the weakest of each sign, grow uniformly at random.
 
     Args:
         interval: in optimizer steps; see `Evolution`. The paper evolves once an epoch.
-        drop_fraction: the paper's ζ, or a callable step -> fraction.
+        drop_fraction: the paper's ζ, or a callable step -> fraction; see `Evolution`. The paper's is constant.
         until: last optimizer step after which evolution may come; the paper does not evolve after the last epoch.
-        grown_values: `zeros` or `fan_in_uniform`.
     Example:
         >>> SET(interval=600, until=30_000)
-        SET(600, until=30000)
+        SET(interval=600, until=30000)
 
     Source: Mocanu et al. 2018, Nature Communications 9:2383.
     """
 
-    interval: Interval = 200
-    grown_values: GrownValues = zeros
-
-    def __init__(
-        self,
-        interval: Interval = 200,
-        drop_fraction: float | Schedule = 0.3,
-        until: int | None = None,
-        grown_values: GrownValues = zeros,
-    ) -> None:
-        super().__init__(interval, drop_fraction, until, grown_values)
+    start_density: float | None = _fixed(None)
+    surplus: Schedule | None = _fixed(None)
+    drop: DropRule = _fixed(magnitude)
+    scope: Scope = _fixed(per_sign)
+    grow: GrowthRule = _fixed(uniformly)
 
 
-@dataclass(frozen=True, init=False, repr=False)
-class RigL(_Named):
+@dataclass(frozen=True, repr=False, kw_only=True)
+class RigL(Evolution):
     """Drop the weakest of each layer, grow where the gradient of the dense weight is largest, at zero.
 
     The dense gradient is never held (see `by_gradient`). What was just dropped is not grown again in the same
     evolution, and the optimizer's step before an evolution is taken, where the authors' code skips it.
 
     Args:
-        interval: in optimizer steps. With None the layers keep the operands of every backward pass.
-        drop_fraction: None: 0.3, annealed to zero at `until` by a cosine (constant where there is no `until`).
+        interval: in optimizer steps; "auto" is at most 100. With None the layers keep the operands of every backward
+            pass.
+        drop_fraction: see `Evolution`.
         until: last optimizer step after which evolution may come; the paper's is 3/4 of training.
         grow: `by_gradient`, `by_gradient_among(n)` for layers too large for it, or `mixed(...)`.
     Example:
@@ -73,78 +58,70 @@ class RigL(_Named):
     Source: Evci et al. 2020, "Rigging the lottery" (arXiv:1911.11134).
     """
 
-    interval: Interval = 100
-    drop_fraction: float | Schedule | None = None
+    start_density: float | None = _fixed(None)
+    surplus: Schedule | None = _fixed(None)
+    drop: DropRule = _fixed(magnitude)
+    scope: Scope = _fixed(per_layer)
     grow: GrowthRule = by_gradient
-
-    def __init__(
-        self,
-        interval: Interval = 100,
-        drop_fraction: float | Schedule | None = None,
-        until: int | None = None,
-        grow: GrowthRule = by_gradient,
-    ) -> None:
-        super().__init__(interval, drop_fraction, until, scope=per_layer, grow=grow)
-
-    @property
-    def _fraction(self) -> float | Schedule:
-        return _annealed(self.drop_fraction, self.until)
+    longest_interval: ClassVar[int] = 100
 
 
-@dataclass(frozen=True, init=False, repr=False)
-class GMP(_Named):
+@dataclass(frozen=True, repr=False, kw_only=True)
+class GMP(Evolution):
     """Gradual magnitude pruning: from `start_density` down to the target along a cubic; nothing grows.
 
     A layer that does not train is not pruned. Once it trains again it catches up at the next evolution; where that is
     later than `until`, at the next step that the interval names.
 
     Args:
-        until: optimizer step at which the target is reached.
+        interval: in optimizer steps; "auto" is at most 100.
+        until: optimizer step at which the target is reached; with `sparsify(..., steps=...)` half of the training.
         begin: optimizer step at which pruning begins.
-        interval: in optimizer steps.
         start_density: at first; 1 begins dense.
         scope: `per_layer` gives each layer its own target, `across_layers` prunes the weakest of the whole model.
     Example:
-        >>> from dataclasses import replace
-        >>> replace(GMP(30_000), until=45_000).surplus
-        cubic(0, 45000)
+        >>> algorithm = GMP(until=300)
+        >>> [algorithm.connections(step, start=1000, target=100) for step in (0, 100, 300)]
+        [1000, 367, 100]
 
     Source: Zhu and Gupta 2017, "To prune, or not to prune" (arXiv:1710.01878).
     """
 
+    drop_fraction: float | Schedule | None = _fixed(0.0)
     begin: int = 0
-    interval: Interval = 100
-    drop_fraction: float | Schedule | None = field(init=False)
-    start_density: float | None = 1.0
+    start_density: float = 1.0
+    surplus: Schedule | None = _fixed(None)
+    drop: DropRule = _fixed(magnitude)
     scope: Scope = per_layer
+    grow: GrowthRule = _fixed(uniformly)
+    longest_interval: ClassVar[int] = 100
+    share_of_steps: ClassVar[float] = 0.5
 
-    def __init__(
-        self,
-        until: int,
-        begin: int = 0,
-        interval: Interval = 100,
-        start_density: float = 1.0,
-        scope: Scope = per_layer,
-    ) -> None:
-        check_steps("begin", begin, 0)
-        check_steps("until", until, 1)
-        object.__setattr__(self, "begin", begin)
-        schedule = cubic(begin, until)
-        super().__init__(interval, 0.0, until, scope=scope, start_density=start_density, surplus=schedule)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_pruning(self)
+        check_steps("begin", self.begin, 0)
+        if self.until is not None and self.until <= self.begin:
+            raise ValueError(f"until must be after begin, got until={self.until} and begin={self.begin}.")
+
+    @property
+    def pruning(self) -> Schedule | None:
+        """Step -> share of the connections beyond the target's that are left; None while `until` is not known."""
+        return None if self.until is None else cubic(1.0, self.until - self.begin, begin=self.begin)
 
 
-@dataclass(frozen=True, init=False, repr=False)
-class GraNet(_Named):
+@dataclass(frozen=True, repr=False, kw_only=True)
+class GraNet(Evolution):
     """RigL that begins denser: prunes along a cubic from `start_density` to the target, and evolves all the while.
 
     The most accurate algorithm of those measured for the README, at the price of a denser beginning. A layer that does
     not train catches up with pruning as under `GMP`.
 
     Args:
-        until: last optimizer step after which evolution may come; 3/4 of training is good.
-        prune_until: optimizer step at which the target is reached; None: two thirds of `until`.
         interval: in optimizer steps.
-        drop_fraction: as in `RigL`.
+        drop_fraction: see `Evolution`.
+        until: last optimizer step after which evolution may come; with `sparsify(..., steps=...)` 3/4 of the training.
+        prune_until: optimizer step at which the target is reached; None: two thirds of `until`.
         start_density: at first, which is what memory must hold.
         scope: `per_layer` or `across_layers`.
         grow: as in `RigL`.
@@ -158,38 +135,32 @@ class GraNet(_Named):
     """
 
     prune_until: int | None = None
-    interval: Interval = 200
-    drop_fraction: float | Schedule | None = None
-    start_density: float | None = 0.5
+    start_density: float = 0.5
+    surplus: Schedule | None = _fixed(None)
+    drop: DropRule = _fixed(magnitude)
     scope: Scope = per_layer
     grow: GrowthRule = by_gradient
 
-    def __init__(
-        self,
-        until: int,
-        prune_until: int | None = None,
-        interval: Interval = 200,
-        drop_fraction: float | Schedule | None = None,
-        start_density: float = 0.5,
-        scope: Scope = per_layer,
-        grow: GrowthRule = by_gradient,
-    ) -> None:
-        check_steps("until", until, 1)
-        if prune_until is not None:
-            check_steps("prune_until", prune_until, 1)
-        object.__setattr__(self, "prune_until", prune_until)
-        schedule = cubic(0, until * 2 // 3 if prune_until is None else prune_until)
-        super().__init__(
-            interval, drop_fraction, until, scope=scope, grow=grow, start_density=start_density, surplus=schedule
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_pruning(self)
+        if self.prune_until is not None:
+            check_steps("prune_until", self.prune_until, 1)
+            if self.until is not None and self.prune_until > self.until:
+                raise ValueError(
+                    f"prune_until must be at most until, got prune_until={self.prune_until} and until={self.until}."
+                )
 
     @property
-    def _fraction(self) -> float | Schedule:
-        return _annealed(self.drop_fraction, self.until)
+    def target_step(self) -> int | None:
+        """The optimizer step at which the target is reached; None while `until` is not known."""
+        if self.prune_until is not None or self.until is None:
+            return self.prune_until
+        return max(1, self.until * 2 // 3)
 
 
-@dataclass(frozen=True, init=False, repr=False)
-class Static(_Named):
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Static(Evolution):
     """A fixed sparse topology: nothing is ever dropped or grown.
 
     Example:
@@ -197,16 +168,18 @@ class Static(_Named):
         False
     """
 
-    interval: Interval = field(init=False)
-    drop_fraction: float | Schedule | None = field(init=False)
-    until: int | None = field(init=False)
+    interval: Interval = _fixed(None)
+    drop_fraction: float | Schedule | None = _fixed(0.0)
+    until: int | None = _fixed(None)
+    start_density: float | None = _fixed(None)
+    surplus: Schedule | None = _fixed(None)
+    drop: DropRule = _fixed(magnitude)
+    scope: Scope = _fixed(per_sign)
+    grow: GrowthRule = _fixed(uniformly)
 
-    def __init__(self) -> None:
-        super().__init__(interval=None, drop_fraction=0.0)
 
-
-def _annealed(drop_fraction: float | Schedule | None, until: int | None) -> float | Schedule:
-    """RigL's cosine where the user gave no fraction."""
-    if drop_fraction is not None:
-        return drop_fraction
-    return cosine(0.3, until) if until else 0.3
+def _check_pruning(algorithm: Evolution) -> None:
+    """Raise unless it says where pruning begins, and ends after at least a step."""
+    check_density(algorithm.start_density, argument="start_density")
+    if algorithm.until is not None:
+        check_steps("until", algorithm.until, 1)

@@ -37,8 +37,8 @@ def saliency(layer: LayerView) -> Tensor:
     The gradient is the one in `values.grad`: evolution must come before `zero_grad()`, as it does in a usual loop.
 
     Example:
-        >>> Evolution(100, drop=saliency, grow=by_gradient)
-        Evolution(100, drop=saliency, grow=by_gradient)
+        >>> Evolution(interval=100, drop=saliency, grow=by_gradient)
+        Evolution(interval=100, drop=saliency, grow=by_gradient)
 
     Source: Molchanov et al. 2017 (arXiv:1611.06440); Lee et al. 2019 (SNIP, arXiv:1810.02340).
     """

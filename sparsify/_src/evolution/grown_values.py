@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from sparsify._src.topology import Shape
 GrownValues = Callable[[int, Shape, int, torch.Generator], Tensor]
 """(count, shape, nnz, generator) -> values (count,) of the grown connections."""
 
+Named = Literal["zero", "fan_in_uniform"]
+
 
 def fan_in_uniform(count: int, shape: Shape, nnz: int, generator: torch.Generator) -> Tensor:
     """`count` fresh values, uniform in ±1/sqrt(mean sparse fan-in): nn.Linear's rule at the sparse fan-in.
@@ -19,8 +22,6 @@ def fan_in_uniform(count: int, shape: Shape, nnz: int, generator: torch.Generato
         >>> values = fan_in_uniform(1000, shape=(10, 400), nnz=40, generator=torch.Generator())
         >>> values.shape, bool((values.abs() <= 0.5).all())  # four connections a unit
         (torch.Size([1000]), True)
-        >>> SET(grown_values=fan_in_uniform)
-        SET(grown_values=fan_in_uniform)
     """
     bound = math.sqrt(shape[0] / max(1, nnz))
     return torch.empty(count, device="cpu").uniform_(-bound, bound, generator=generator)
@@ -34,3 +35,15 @@ def zeros(count: int, shape: Shape, nnz: int, generator: torch.Generator) -> Ten
         tensor([0., 0., 0.])
     """
     return torch.zeros(count, device="cpu")
+
+
+NAMED: dict[Named, GrownValues] = {"zero": zeros, "fan_in_uniform": fan_in_uniform}
+
+
+def grown_values_of(given: Any) -> GrownValues:
+    """The function that a user has given, or named."""
+    if callable(given):
+        return given  # type: ignore[no-any-return]
+    if given not in NAMED:
+        raise ValueError(f"grown_values must be one of {', '.join(map(repr, NAMED))} or a function, got {given!r}.")
+    return NAMED[given]

@@ -1,7 +1,7 @@
 """Growth rules: where new connections grow."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -106,12 +106,12 @@ class mixed:
         ValueError, TypeError: share is outside [0, 1] or no number, or a rule cannot be called.
     Example:
         >>> mixed(by_gradient, uniformly, share=0.5)
-        mixed(by_gradient, uniformly, 0.5)
+        mixed(by_gradient, uniformly, share=0.5)
     """
 
     first: GrowthRule
     second: GrowthRule
-    share: float
+    share: float = field(kw_only=True)
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
@@ -142,8 +142,8 @@ class feeding_units(AroundRule):
     Raises:
         TypeError: rule cannot be called.
     Example:
-        >>> Evolution(200, drop=sparing_units(), grow=feeding_units(by_gradient))
-        Evolution(200, drop=sparing_units(), grow=feeding_units(by_gradient))
+        >>> Evolution(interval=200, drop=sparing_units(), grow=feeding_units(by_gradient))
+        Evolution(interval=200, drop=sparing_units(), grow=feeding_units(by_gradient))
     """
 
     rule: GrowthRule = uniformly

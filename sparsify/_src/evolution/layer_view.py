@@ -79,8 +79,8 @@ def needing_gradient(rule: Rule) -> Rule:
         >>> @needing_gradient
         ... def idle(layer):
         ...     return layer.gradient.abs()
-        >>> Evolution(100, drop=idle)
-        Evolution(100, drop=idle)
+        >>> Evolution(interval=100, drop=idle)
+        Evolution(interval=100, drop=idle)
     """
     rule.needs_gradient = True  # type: ignore[attr-defined]
     return rule

@@ -3,13 +3,16 @@
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 
 from sparsify._src.checks import check_count, check_share
 from sparsify._src.written import as_typed
 
 Schedule = Callable[[int], float]
 """optimizer step -> value."""
+
+STEPS = " of optimizer steps"
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,50 +35,54 @@ class constant:  # schedules are written like functions
 
 
 @dataclass(frozen=True, repr=False)
-class _Ramp:
-    """What goes from `start` to `end` over `steps` optimizer steps."""
+class _Way:
+    """What goes from `start` to `end` in `steps` optimizer steps, after step `begin`."""
 
     start: float
     steps: int
-    end: float = 0.0
+    end: float = field(default=0.0, kw_only=True)
+    begin: int = field(default=0, kw_only=True)
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps, 1, " of optimizer steps")
+        check_count("steps", self.steps, 1, STEPS)
+        check_count("begin", self.begin, 0, STEPS)
+        for name in "start", "end":
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), Real):
+                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}. The steps come second.")
 
-    def _way(self, step: int) -> float:
+    def _gone(self, step: int) -> float:
         """How much of the way is gone after optimizer step `step`, in [0, 1]."""
-        return min(1.0, step / self.steps)
+        return min(1.0, max(0.0, (step - self.begin) / self.steps))
 
 
-class linear(_Ramp):
-    """From `start` to `end` in a straight line over `steps` optimizer steps; `end` from then on.
+class ramp(_Way):
+    """From `start` to `end` in a straight line.
 
     Args:
-        start: at step 0.
-        steps: how many optimizer steps it takes.
-        end: from then on.
+        start: the value up to step `begin`.
+        steps: how many optimizer steps the way takes.
+        end: the value from then on.
+        begin: optimizer step at which the way begins.
     Raises:
-        ValueError, TypeError: steps is below 1, or no whole number.
+        ValueError, TypeError: steps is below 1 or begin below 0, or one is no whole number.
     Example:
-        >>> linear(0.5, 1000)(500)
+        >>> ramp(0.5, 1000)(500)
         0.25
     """
 
     def __call__(self, step: int) -> float:
         """The value after optimizer step `step`."""
-        return self.start + (self.end - self.start) * self._way(step)
+        return self.start + (self.end - self.start) * self._gone(step)
 
 
-class cosine(_Ramp):
-    """From `start` to `end` along half a cosine over `steps` optimizer steps; `end` from then on.
+class cosine(_Way):
+    """From `start` to `end` along half a cosine.
 
     Args:
-        start: at step 0.
-        steps: how many optimizer steps it takes.
-        end: from then on.
+        start, steps, end, begin: as for `ramp`.
     Raises:
-        ValueError, TypeError: steps is below 1, or no whole number.
+        ValueError, TypeError: as for `ramp`.
     Example:
         RigL's; from step 1000 on it is 0.
         >>> round(cosine(0.3, 1000)(500), 6)
@@ -86,37 +93,26 @@ class cosine(_Ramp):
 
     def __call__(self, step: int) -> float:
         """The value after optimizer step `step`."""
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * self._way(step))) / 2
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * self._gone(step))) / 2
 
 
-@dataclass(frozen=True, repr=False)
-class cubic:
-    """The share of a model's surplus connections that gradual pruning has left: 1 up to `begin`, 0 from `end` on.
+class cubic(_Way):
+    """From `start` to `end` along a cubic: fast at first, slowly in the end, as gradual pruning goes.
 
     Args:
-        begin, end: in optimizer steps.
+        start, steps, end, begin: as for `ramp`.
     Raises:
-        ValueError: not 0 <= begin < end.
+        ValueError, TypeError: as for `ramp`.
     Example:
-        >>> cubic(100, 300)(200)
+        >>> cubic(1.0, 200, begin=100)(200)
         0.125
 
     Source: Zhu and Gupta 2017 (arXiv:1710.01878).
     """
 
-    begin: int
-    end: int
-    __repr__ = as_typed
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.begin < self.end:
-            raise ValueError(
-                f"pruning must begin at 0 or later and before it ends, got begin {self.begin} and end {self.end}."
-            )
-
     def __call__(self, step: int) -> float:
-        """The share that is left after optimizer step `step`."""
-        return (1 - min(1.0, max(0.0, (step - self.begin) / (self.end - self.begin)))) ** 3
+        """The value after optimizer step `step`."""
+        return self.end + (self.start - self.end) * (1 - self._gone(step)) ** 3
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,7 +134,7 @@ class coin:
     """
 
     probability: float
-    seed: int = 0
+    seed: int = field(default=0, kw_only=True)
     __repr__ = as_typed
 
     def __post_init__(self) -> None:

@@ -88,7 +88,7 @@ def across_layers(
     Example:
         >>> model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
         >>> adam = torch.optim.Adam(model.parameters())
-        >>> model, adam = sparsify(model, adam, density=0.2, evolution=Evolution(None, scope=across_layers))
+        >>> model, adam = sparsify(model, adam, density=0.2, evolution=Evolution(interval=None, scope=across_layers))
         >>> record = adam.evolve()
         >>> sum(record.dropped.values()), sum(record.grown.values())
         (48, 48)

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsify._src.checks import described, is_plain_vector
 from sparsify._src.evolution.drop import checked_scores, spared_by
 from sparsify._src.evolution.evolution import Evolution
+from sparsify._src.evolution.grown_values import GrownValues
 from sparsify._src.evolution.growth import GrowthRule, checked_places
 from sparsify._src.evolution.layer_view import LayerView
 from sparsify._src.evolution.scopes import checked_choices
@@ -87,13 +88,13 @@ def propose_update(layer: LayerView, dropped: Tensor, count: int, grow: GrowthRu
     return Update(merged, origin, len(layer.flat), grown)
 
 
-def checked_grown_values(algorithm: Evolution, update: Update, view: LayerView) -> Tensor:
+def checked_grown_values(rule: GrownValues, update: Update, view: LayerView) -> Tensor:
     """The values from which the grown connections of a layer start, (grown,).
 
     Raises:
-        ValueError: `algorithm.grown_values` gives something else than a floating-point vector of as many.
+        ValueError: `rule` gives something else than a floating-point vector of as many.
     """
-    rule, count = algorithm.grown_values, len(update.grown)
+    count = len(update.grown)
     values: object = rule(count, view.shape, len(update.flat), view.generator)
     device = values.device if isinstance(values, Tensor) and not values.is_meta else view.flat.device
     if not is_plain_vector(values, count, device) or not values.is_floating_point():

@@ -6,7 +6,7 @@ from torch import nn
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-    *("swap", "was_copied", "observer", "_checked", "transposed", "zero_bias", "resets"),
+    *("swap", "was_copied", "observer", "remarks", "_checked", "transposed", "zero_bias", "resets"),
 }
 """Attributes of a module that do not pass to the one that takes its place."""
 

@@ -44,8 +44,11 @@ class SparseLayer(SparseMatrix):
             return product(self._held())
         if self.to_count and torch.is_grad_enabled():
             self._count_gradients()
-        if self.observer is not None and not (self.training and torch.is_grad_enabled()):
-            self.observer.look(self)
+        if (self.observer or self.remarks) and not (self.training and torch.is_grad_enabled()):
+            if self.observer is not None:
+                self.observer.look(self)
+            if self.remarks is not None:
+                self.remarks.evaluated()
         while True:
             indices = self.indices()
             try:
@@ -75,6 +78,8 @@ class SparseLayer(SparseMatrix):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.indices()
+        if self.remarks is not None:
+            self.remarks.saved()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(

@@ -11,6 +11,7 @@ from sparsify._src import topology, vectors
 from sparsify._src.kernels.operands import is_traced
 from sparsify._src.layers import overwriting
 from sparsify._src.layers.checked import Checked
+from sparsify._src.layers.remarks import Remarks
 from sparsify._src.swap import LOCK, Change, Swap, settle
 from sparsify._src.topology import Digest, Indices, Shape
 from sparsify._src.torch_private import writes
@@ -18,7 +19,7 @@ from sparsify._src.torch_private import writes
 DERIVED = ("ccol", "csc_row", "csc_order")
 """Index buffers that follow from `crow` and `col`: held for speed, never saved."""
 
-FLEETING = ("swap", "was_copied", "observer", "gradients", "to_count", "_counted", "_checked")
+FLEETING = ("swap", "was_copied", "observer", "remarks", "gradients", "to_count", "_counted", "_checked")
 """Attributes that a copy does not take along."""
 
 
@@ -53,6 +54,7 @@ class SparseMatrix(nn.Module):
     resets: int = 0
     was_copied: bool = False
     observer: Observer | None = None
+    remarks: Remarks | None = None
     gradients: int = 0
     to_count: bool = False
     _counted: ReferenceType[Tensor] | None = None

@@ -107,3 +107,13 @@ def _can_be_copied(found: Tensor, tensor: Tensor) -> bool:
 def _copy(found: Tensor, tensor: Tensor) -> None:
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         tensor.copy_(found)
+
+
+def load_whole(model: nn.Module, state_dict: Mapping[str, Any], undo: ExitStack) -> None:
+    """Load `state_dict` whole, or raise ValueError and leave the model to `undo`."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        undo.callback(tensor.data.copy_, tensor.detach().clone())
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"start must be the state dict of this model, made sparse. {error}") from None

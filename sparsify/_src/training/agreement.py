@@ -14,7 +14,9 @@ from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.layer_view import Passes
 from sparsify._src.evolution.update import Update
 from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.training.evolved_layers import EvolvedLayer
 from sparsify._src.training.explored import Explored
+from sparsify._src.training.optimizer_state import Kept
 from sparsify._src.training.progress import Progress
 from sparsify._src.vectors import fingerprint
 
@@ -70,22 +72,23 @@ def tell_standing(
 
 
 def begin_alike(
-    ranks: Ranks, layers: Mapping[str, SparseLinear], progress: Progress, algorithm: Evolution, buffers: dict[str, str]
+    ranks: Ranks, evolved: Mapping[str, EvolvedLayer], progress: Progress, algorithm: Evolution, kept: Kept
 ) -> None:
     """Compare what all ranks begin with; before the first step, rank 0's seed is everyone's.
 
     Args:
-        buffers: layer -> a hash of the optimizer's buffers.
+        kept: by the optimizer.
     Raises:
         RuntimeError: on every rank, where they differ, or the algorithm changes the number of connections.
     """
-    if algorithm.surplus is not None:
+    if algorithm.prunes:
         raise count_changes(algorithm)
     is_new = not progress.step and not progress.evolutions
+    layers = {name: each.layer for name, each in evolved.items()}
     own = {
         "evolution": comparable(algorithm),
         "own evolution": repr(algorithm),
-        "optimizer state": buffers,
+        "optimizer state": {name: kept.digest(each.values) for name, each in evolved.items()},
         "seed": None if is_new else progress.seed,
         "own seed": progress.seed,
     }

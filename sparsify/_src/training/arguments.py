@@ -1,8 +1,7 @@
-"""Checks the arguments of a `SparseOptimizer`, before anything is changed."""
+"""Checks an optimizer that is to be wrapped, before anything is changed."""
 
 from torch.optim import Optimizer
 
-from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.torch_private import step_hooks
 from sparsify._src.training import holders
 from sparsify._src.training.steps import is_of_a_trainer, tells_of_steps
@@ -13,8 +12,8 @@ def is_wrapped(optimizer: object) -> bool:
     return hasattr(optimizer, "_self_evolver")
 
 
-def check_arguments(optimizer: object, evolution: object, grown_state: object, seed: object) -> None:
-    """Raise unless these can make a SparseOptimizer."""
+def check_optimizer(optimizer: object) -> None:
+    """Raise unless a SparseOptimizer can wrap `optimizer`."""
     if is_wrapped(optimizer):
         raise TypeError("optimizer must not be wrapped already, got a SparseOptimizer. Pass the original optimizer.")
     inside = holders.optimizers(optimizer)
@@ -36,14 +35,3 @@ def check_arguments(optimizer: object, evolution: object, grown_state: object, s
             f"optimizer must tell of its steps, got {type(optimizer).__name__}, which calls no step hooks, and "
             "holds no torch.optim.Optimizer that does. Call Optimizer.__init__ in its constructor."
         )
-    check_options(evolution, grown_state, seed)
-
-
-def check_options(evolution: object, grown_state: object, seed: object) -> None:
-    """Raise unless these are options of a SparseOptimizer."""
-    if not isinstance(evolution, Evolution):
-        raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
-    if grown_state not in ("zero", "mean"):
-        raise ValueError(f'grown_state must be "zero" or "mean", got {grown_state!r}.')
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise TypeError(f"seed must be an int or None, got {seed!r}.")

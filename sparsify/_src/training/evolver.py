@@ -4,26 +4,27 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from sparsify._src.distributed import Ranks
-from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.layer_view import needs_gradient
 from sparsify._src.layers import averaging
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.swap import Swap, leaving_grad_mode, settle
 from sparsify._src.training import evolver_state, replaced_topologies
 from sparsify._src.training.agreement import agree_who_evolves, begin_alike
+from sparsify._src.training.choices import Choices
 from sparsify._src.training.evolved_layers import EvolvedLayer
 from sparsify._src.training.evolving import Ready, prepare_evolution
 from sparsify._src.training.explored import Explored
 from sparsify._src.training.foreign_writes import ForeignWrites
 from sparsify._src.training.gradients import Gradients
 from sparsify._src.training.old_weights import OldWeights, warn_of_old_weights
-from sparsify._src.training.optimizer_state import GrownState
 from sparsify._src.training.parameters import check_held, check_unchanged
 from sparsify._src.training.progress import Progress, Record
+from sparsify._src.training.remarks import Remarks
 from sparsify._src.training.resting import with_gradient
 from sparsify._src.training.stepping_optimizers import SteppingOptimizers
 
@@ -33,7 +34,8 @@ class Evolver:
 
     Args:
         optimizer: holds the `values` of the layers.
-        layers, algorithm, grown_state, seed, targets: as `SparseOptimizer` has them.
+        layers, targets: as `SparseOptimizer` has them.
+        choices: how they evolve.
     Attributes:
         evolved: the layers by name, and which topologies the optimizer's buffers belong to.
         gradients: what the evolution that comes next may use of them.
@@ -42,6 +44,7 @@ class Evolver:
         loading: whether loading a state dict was begun, and not finished.
         old_weights: dense weights that the layers have replaced.
         foreign: watches what other code writes into the layers between steps.
+        remarks: on saving and evaluating the layers, made by `take_charge`.
         is_checked: whether what the optimizer keeps was found to be elementwise, after a step.
     """
 
@@ -51,18 +54,17 @@ class Evolver:
         self,
         optimizer: Optimizer,
         layers: Mapping[str, SparseLinear],
-        algorithm: Evolution,
-        grown_state: GrownState,
-        seed: int,
+        choices: Choices,
         targets: Mapping[str, int],
     ) -> None:
         check_held(optimizer, layers)
-        self.algorithm, self.grown_state, self.optimizers = algorithm, grown_state, SteppingOptimizers(optimizer)
+        self.choices, self.algorithm, self.optimizers = choices, choices.evolution, SteppingOptimizers(optimizer)
         self.evolved = {name: EvolvedLayer.of(name, layer) for name, layer in layers.items()}
         self.gradients = Gradients(self.evolved)
         counts = {name: (layer.nnz, targets.get(name, layer.nnz)) for name, layer in layers.items()}
         explored = {name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()}
-        self.progress = Progress(seed, counts, explored, due=algorithm.due(1))
+        seed = torch.initial_seed() if choices.seed is None else choices.seed
+        self.progress = Progress(seed, counts, explored, due=self.algorithm.due(1))
         self.ranks = Ranks()
         self.loading = self.is_checked = False
         self.old_weights: OldWeights = []
@@ -86,7 +88,7 @@ class Evolver:
         if self.old_weights:
             old, self.old_weights = self.old_weights, []
             warn_of_old_weights(old)
-        if stale := self.stale():
+        if stale := replaced_topologies.stale(self.evolved):
             kept = self.optimizers.kept()
             with replaced_topologies.saying_afresh(stale, kept):
                 Swap(replaced_topologies.prepare_afresh(stale, kept), [self]).commit()
@@ -111,12 +113,16 @@ class Evolver:
             self.optimizers.kept().check(self.parameters)
             self.is_checked = True
         due = self.algorithm.due(progress.step + 1) or progress.catches_up(self.algorithm, self._counts_of_able)
+        record = None
         if progress.due:
-            self._evolve(self._ready_layers(progress.trained, grows=not progress.is_late(self.algorithm)), due)
+            record = self._evolve(self._ready_layers(progress.trained, grows=not progress.is_late(self.algorithm)), due)
         progress.due = due
         self.gradients.end_step()
         self.watch()
         self.foreign.note()
+        if record is not None:
+            self.remarks.note(record)
+            self.choices.tell(record)
 
     def evolve(self) -> Record:
         """Evolve now, whatever the schedule says."""
@@ -126,10 +132,11 @@ class Evolver:
         if can_train and not ready:
             raise ValueError("evolve() must follow a backward pass, as its rules need gradients, got none.")
         with replaced_topologies.saying_afresh(
-            [each for each in self.stale() if each.name in ready], self.optimizers.kept()
+            [each for each in replaced_topologies.stale(self.evolved) if each.name in ready], self.optimizers.kept()
         ):
             record = self._evolve(ready)
             self.foreign.note()
+        self.choices.tell(record)
         return record
 
     def make_whole(self) -> None:
@@ -150,6 +157,13 @@ class Evolver:
         self.foreign.look()
         if not self.ranks.met:
             self._begin_alike()
+
+    def take_charge(self) -> None:
+        """From now on this is what evolves the layers."""
+        self.remarks = Remarks(self.algorithm, self.progress, self.layers)
+        for layer in self.layers.values():
+            layer.remarks = self.remarks
+        self.watch()
 
     def take_after(self, other: "Evolver") -> None:
         """Go on where another evolver of the same optimizer is, but for steps, history and algorithm."""
@@ -189,9 +203,9 @@ class Evolver:
         fraction = 0.0 if due is not None and progress.is_late(algorithm) else algorithm.fraction(progress.step)
         kept = self.optimizers.kept()
         updates, changes, owners = prepare_evolution(
-            algorithm, progress, self.ranks, self.evolved, ready, kept, fraction, self.grown_state
+            self.choices, progress, self.ranks, self.evolved, ready, kept, fraction
         )
-        record, noting = progress.prepare_record(fraction, updates, due)
+        record, noting = progress.prepare_record(fraction, updates, self.layers, due)
         following = [] if due is None else [self.watch]
         Swap([*changes, noting, *following], [self, *owners]).commit()
         return record
@@ -202,8 +216,7 @@ class Evolver:
         kept, self.is_checked = self.optimizers.kept(), False
         replaced_topologies.distrust_what_does_not_fit(self.evolved.values(), kept)
         if self.ranks.group is not None:
-            buffers = {name: kept.digest(each.values) for name, each in self.evolved.items()}
-            begin_alike(self.ranks, self.layers, self.progress, self.algorithm, buffers)
+            begin_alike(self.ranks, self.evolved, self.progress, self.algorithm, kept)
         self.ranks.met = True
 
     def watch(self) -> None:
@@ -211,31 +224,20 @@ class Evolver:
         coming = self.progress.due or self.algorithm.interval is None
         self.gradients.record(coming and needs_gradient(self.algorithm.grow))
 
-    def state_dict(self) -> dict[str, Any]:
-        """What evolution needs to resume bit for bit, as plain numbers, lists, dicts and tensors."""
-        return evolver_state.state_dict(self.algorithm, self.progress, self.evolved)
-
-    def check_state_dict(self, state: object) -> None:
-        """Raise ValueError unless `load_state_dict` can load `state`."""
-        evolver_state.check_state_dict(state, self.algorithm, self.progress, self.evolved)
-
     def load_state_dict(self, state: Mapping[str, Any], wrapped: Any) -> None:
-        """Load what `state_dict()` gave, and the wrapped optimizer's state with it.
+        """Load a checked state of `evolver_state`, and the `wrapped` optimizer's.
 
-        Args:
-            state: checked.
-            wrapped: the wrapped optimizer's state dict.
         Raises:
             ValueError: that does not fit, which shows only now where an optimizer has a format of its own.
         """
         settle(self)
         self.loading = True
         try:
-            evolver_state.load_optimizer(state, wrapped, self.algorithm, self.evolved, self.optimizers)
+            evolver_state.load_optimizer(self, state, wrapped, self.optimizers)
         except Exception:
             self.loading = False
             raise
-        evolver_state.load_progress(state, self.progress, self.evolved)
+        evolver_state.load_progress(self, state)
         self.gradients.record(False)
         self.ranks.met = False
         self.watch()
@@ -243,8 +245,5 @@ class Evolver:
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self)
-        return {**vars(self), "swap": None, "old_weights": []}
-
-    def stale(self) -> list[EvolvedLayer]:
-        """The layers whose topology was replaced under their optimizer state."""
-        return [each for each in self.evolved.values() if each.is_stale]
+        kept = {name: value for name, value in vars(self).items() if name != "remarks"}
+        return {**kept, "swap": None, "old_weights": []}

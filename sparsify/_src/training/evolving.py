@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsify._src import vectors
 from sparsify._src.distributed import Ranks
-from sparsify._src.evolution.evolution import Evolution
+from sparsify._src.evolution.grown_values import grown_values_of
 from sparsify._src.evolution.layer_view import Passes
 from sparsify._src.evolution.scopes import across_layers
 from sparsify._src.evolution.update import Update, checked_grown_values, propose_updates
@@ -17,6 +17,7 @@ from sparsify._src.layers.averaging import Average
 from sparsify._src.swap import Change, Swapped
 from sparsify._src.training import strangers
 from sparsify._src.training.agreement import check_counts_stay, device_of, tell
+from sparsify._src.training.choices import Choices
 from sparsify._src.training.evolved_layers import EvolvedLayer
 from sparsify._src.training.layer_updates import layer_view, prepare_update
 from sparsify._src.training.optimizer_state import GrownState, Kept
@@ -40,16 +41,15 @@ class Prepared(NamedTuple):
 
 
 def prepare_evolution(
-    algorithm: Evolution,
+    choices: Choices,
     progress: Progress,
     ranks: Ranks,
     evolved: Mapping[str, EvolvedLayer],
     ready: Ready,
     kept: Kept,
     drop_fraction: float,
-    grown_state: GrownState,
 ) -> Prepared:
-    """Ask the rules of `algorithm` what becomes of the `ready` ones of the `evolved` layers; nothing is changed yet.
+    """Ask the rules of the algorithm what becomes of the `ready` ones of the `evolved` layers; nothing is changed yet.
 
     Args:
         kept: the optimizer state that moves along.
@@ -57,6 +57,7 @@ def prepare_evolution(
         ValueError, TypeError: a rule broke its contract, or state is not elementwise.
         RuntimeError: ranks differ, or an average cannot follow.
     """
+    algorithm, values_of = choices.evolution, grown_values_of(choices.grown_values)
     layers = {name: evolved[name].layer for name in ready}
     kept.check({name: evolved[name].values for name in ready if not evolved[name].is_stale})
     strangers.look_around(layers)
@@ -71,13 +72,13 @@ def prepare_evolution(
         excess[0] -= max(0, sum(excess) - of_all)
     proposed = propose_updates(algorithm, views, excess, drop_fraction) if views else []
     updates = dict(zip(layers, proposed, strict=True))
-    grown = {seen.name: checked_grown_values(algorithm, updates[seen.name], seen) for seen in views}
+    grown = {seen.name: checked_grown_values(values_of, updates[seen.name], seen) for seen in views}
     if ranks.group is not None:
         digests = {name: vectors.fingerprint(update.flat, grown[name]) for name, update in updates.items()}
         tell(ranks, {"new topology": digests}, device_of({name: each.layer for name, each in evolved.items()}))
         check_counts_stay(algorithm, updates.values())
     changes = chain.from_iterable(
-        prepare_evolved(evolved[name], update, grown[name], averages[name], kept, grown_state)
+        prepare_evolved(evolved[name], update, grown[name], averages[name], kept, choices.grown_state)
         for name, update in updates.items()
     )
     return Prepared(updates, list(changes), [*layers.values(), *chain.from_iterable(averages.values())])

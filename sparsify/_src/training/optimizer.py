@@ -13,21 +13,24 @@ from torch.optim import LBFGS, Optimizer
 
 from sparsify._src.distributed import Ranks
 from sparsify._src.evolution.evolution import Evolution
+from sparsify._src.evolution.grown_values import GrownValues, Named
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.swap import leaving_grad_mode
 from sparsify._src.torch_private import find_parameters
-from sparsify._src.training import holders, optimizer_loading, optimizer_state
-from sparsify._src.training.arguments import check_arguments
+from sparsify._src.training import evolver_state, holders, optimizer_loading, optimizer_state
+from sparsify._src.training.arguments import check_optimizer
+from sparsify._src.training.choices import Choices, OnEvolve
 from sparsify._src.training.evolver import Evolver
 from sparsify._src.training.optimizer_state import GrownState
 from sparsify._src.training.progress import Record
 from sparsify._src.training.steps import Calls, changes_nothing, optimizers_that_step_this, tells_of_steps
+from sparsify._src.written import Shown
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
+class SparseOptimizer(wrapt.ObjectProxy, metaclass=Shown):  # type: ignore[type-arg]
     """A proxy of `optimizer` that evolves `layers` after the steps that are due.
 
     Everything the wrapped optimizer has is here; `isinstance(optimizer, torch.optim.Optimizer)` holds. Evolution
@@ -40,8 +43,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         optimizer: holds the `values` of the layers among its parameters.
         layers: name -> SparseLinear.
         evolution: `SET(...)`, `Static()` or another `Evolution`.
-        grown_state: what regrown connections find in elementwise optimizer buffers: "zero", or "mean" (second
-            moments take the mean of the survivors').
+        grown_values, grown_state, on_evolve: as for `sparsify`.
         seed: of all random choices of evolution; None takes `torch.initial_seed()`.
         targets: name -> connections that the layer has in the end, where the algorithm prunes; as many as now where
             not given.
@@ -64,14 +66,16 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         layers: Mapping[str, SparseLinear],
         evolution: Evolution,
         *,
+        grown_values: GrownValues | Named = "zero",
         grown_state: GrownState = "zero",
+        on_evolve: OnEvolve | None = None,
         seed: int | None = None,
         targets: Mapping[str, int] | None = None,
     ) -> None:
-        check_arguments(optimizer, evolution, grown_state, seed)
+        choices = Choices(evolution, grown_values, grown_state, on_evolve, seed)
+        check_optimizer(optimizer)
         optimizer_state.check_optimizer(optimizer)
-        seed = torch.initial_seed() if seed is None else seed
-        self._self_wrap(Evolver(optimizer, layers, evolution, grown_state, seed, targets or {}))
+        self._self_wrap(Evolver(optimizer, layers, choices, targets or {}))
 
     def _self_wrap(self, evolver: Evolver) -> None:
         optimizer = evolver.optimizers.optimizer
@@ -88,7 +92,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
                 undo.callback(each.register_step_pre_hook(before).remove)
                 undo.callback(each.register_step_post_hook(after).remove)
             self._self_hooks = undo.pop_all()
-        evolver.watch()
+        evolver.take_charge()
 
     @property
     def evolution(self) -> Evolution:
@@ -167,7 +171,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state dict and, under "sparsify", what evolution needs to resume bit for bit."""
         self._self_evolver.make_whole()
-        return optimizer_loading.joined(self.__wrapped__, self._self_evolver.state_dict())
+        return optimizer_loading.joined(self.__wrapped__, evolver_state.state_dict(self._self_evolver))
 
     @leaving_grad_mode
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -178,23 +182,17 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         """
         evolver, optimizer = self._self_evolver, self.__wrapped__
         own, plain = optimizer_loading.split(state_dict)
-        evolver.check_state_dict(own)
+        evolver_state.check_state_dict(evolver, own)
         if optimizer_loading.is_standard(optimizer):
             lengths = {values: own["topology"][name][0] for name, values in evolver.parameters.items()}
             optimizer_loading.check_state_dict(optimizer, lengths, plain)
         evolver.load_state_dict(own, plain)
 
     def _self_go_on(
-        self,
-        layers: Mapping[str, SparseLinear],
-        evolution: Evolution,
-        grown_state: GrownState,
-        seed: int,
-        targets: Mapping[str, int],
-        undo: ExitStack,
+        self, layers: Mapping[str, SparseLinear], choices: Choices, targets: Mapping[str, int], undo: ExitStack
     ) -> None:
         """Evolve these layers by another algorithm, as the same object: schedulers and trainers hold it."""
-        old, new = self._self_evolver, Evolver(self.__wrapped__, layers, evolution, grown_state, seed, targets)
+        old, new = self._self_evolver, Evolver(self.__wrapped__, layers, choices, targets)
         new.take_after(old)
         undo.callback(self._self_follow, old)
         self._self_follow(new)
@@ -202,7 +200,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def _self_follow(self, evolver: Evolver) -> None:
         self._self_evolver.gradients.record(False)
         self._self_evolver = evolver
-        evolver.watch()
+        evolver.take_charge()
 
     def _self_unhook(self) -> None:
         """Let the wrapped optimizer step as it did before it was wrapped."""
@@ -237,7 +235,7 @@ class SparseOptimizer(wrapt.ObjectProxy):  # type: ignore[type-arg]
         return _rebuild, (self._self_evolver,)
 
     def __repr__(self) -> str:
-        return f"{self.__wrapped__!r}\n{self.evolution!r} of {len(self._self_evolver.layers)} sparse layers"
+        return f"{self.__wrapped__!r}\n{self._self_evolver.remarks.summary}"
 
 
 def _rebuild(evolver: Evolver) -> SparseOptimizer:

@@ -1,7 +1,7 @@
 """Moves and resets elementwise optimizer buffers: those of a weight's shape, one entry for each connection."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Optimizer, Rprop
 
+from sparsify._src.checks import described, is_plain_vector
 from sparsify._src.evolution.update import Update
 from sparsify._src.native import library
 from sparsify._src.swap import Change
@@ -17,7 +18,9 @@ from sparsify._src.training import holders
 from sparsify._src.training.holders import Buffer
 from sparsify._src.vectors import fingerprint
 
-GrownState = Literal["zero", "mean"]
+GrownState = Literal["zero", "mean"] | Callable[[str, Tensor, int], Tensor]
+"""What connections that have just grown find in a buffer: a word, or (name of the buffer, what survivors have there,
+how many have grown) -> (grown,)."""
 
 SECOND_MOMENTS = {"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum", "variance"}
 """Buffers of squared or absolute gradients, by the names that torch.optim gives them."""
@@ -125,14 +128,19 @@ class Kept:
 
         Args:
             grown: values of the grown connections.
-            grown_state: "mean": second moments of new connections take the mean of the survivors' instead.
+            grown_state: "mean": second moments of new connections take the mean of the survivors' instead; a function
+                says it itself.
+        Raises:
+            ValueError: it gives something else than a number for each.
         """
         for each in self.optimizers:
             if isinstance(each, LBFGS) and group_of(each, values) is not None:
                 yield partial(_clear, each)
         for tensor, _, key in self.of(values):
             if tensor.shape == (update.old_nnz,):
-                if grown_state == "mean" and key in SECOND_MOMENTS and len(update.kept):
+                if callable(grown_state):
+                    fresh = _checked(grown_state(key, tensor[update.kept], len(grown)), len(grown), tensor, key)
+                elif grown_state == "mean" and key in SECOND_MOMENTS and len(update.kept):
                     fresh = tensor[update.kept].mean().expand(len(grown))
                 else:
                     fresh = self._at_first(values, key, grown)
@@ -199,6 +207,21 @@ def group_of(optimizer: Any, parameter: Tensor) -> dict[str, Any] | None:
     """The param group of `optimizer` that holds `parameter`."""
     groups: list[dict[str, Any]] = optimizer.param_groups
     return next((group for group in groups if any(parameter is p for p in group["params"])), None)
+
+
+def check_grown_state(grown_state: object) -> None:
+    """Raise ValueError unless it is a word that we know, or a function."""
+    if not callable(grown_state) and grown_state not in ("zero", "mean"):
+        raise ValueError(f'grown_state must be "zero", "mean" or a function, got {grown_state!r}.')
+
+
+def _checked(fresh: object, count: int, tensor: Tensor, key: str) -> Tensor:
+    if not is_plain_vector(fresh, count, tensor.device) or not fresh.is_floating_point():
+        raise ValueError(
+            f"grown_state must give {count} floating-point numbers on {tensor.device}, got {described(fresh)} for the "
+            f"buffer {key!r}."
+        )
+    return fresh
 
 
 def _clear(optimizer: LBFGS) -> None:

@@ -1,6 +1,7 @@
 """Where evolution stands: what a checkpoint must hold beside topologies and buffers."""
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.update import Update
+from sparsify._src.layers.matrix import SparseMatrix
 from sparsify._src.swap import Change
 from sparsify._src.topology import Shape
 from sparsify._src.training.explored import Explored, refused
@@ -23,12 +25,27 @@ EVOLVERS = ("schedules", "topology")
 
 
 class Record(NamedTuple):
-    """What one evolution did: after which optimizer step, and connections dropped and grown in each layer."""
+    """What one evolution did.
+
+    step: after which optimizer step it came.
+    drop_fraction: share of the connections that made room for new ones.
+    dropped, grown: connections, by layer; of the layers that evolved.
+    connections: of every sparse layer, afterwards.
+    density: of all sparse layers together, afterwards.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 10))
+        >>> model, sgd = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.5, on_evolve=print)
+        >>> record = sgd.evolve()  # doctest: +ELLIPSIS
+        Record(step=0, drop_fraction=0.3, dropped={'0': ..., '2': ...}, grown={...}, connections={...}, density=0.5)
+    """
 
     step: int
     drop_fraction: float
     dropped: dict[str, int]
     grown: dict[str, int]
+    connections: dict[str, int]
+    density: float
 
 
 @dataclass
@@ -55,7 +72,7 @@ class Progress:
 
     def excess(self, algorithm: Evolution, name: str, nnz: int) -> int:
         """How many connections more than its schedule says a layer has; none where nothing is pruned."""
-        return 0 if algorithm.surplus is None else nnz - algorithm.connections(self.step, *self.counts[name])
+        return 0 if not algorithm.prunes else nnz - algorithm.connections(self.step, *self.counts[name])
 
     def is_late(self, algorithm: Evolution) -> bool:
         """Whether evolution is over by the schedule: what still comes only prunes."""
@@ -67,16 +84,22 @@ class Progress:
         Args:
             counts: gives the connections of each layer that can train.
         """
-        if algorithm.surplus is None or not algorithm.is_late(self.step + 1):
+        if not algorithm.prunes or not algorithm.is_late(self.step + 1):
             return False
         return sum(self.excess(algorithm, name, nnz) for name, nnz in counts().items()) > 0
 
     def prepare_record(
-        self, drop_fraction: float, updates: Mapping[str, Update], due: bool | None = None
+        self,
+        drop_fraction: float,
+        updates: Mapping[str, Update],
+        layers: Mapping[str, SparseMatrix],
+        due: bool | None = None,
     ) -> tuple[Record, Change]:
         """Prepare to count one evolution.
 
         Args:
+            updates: of the layers that evolve.
+            layers: all of them, as they are before.
             due: whether evolution comes after the next step; None: as it is.
         """
         explored = {}
@@ -85,7 +108,9 @@ class Progress:
             explored[name].add(update.grown)
         grown = {name: len(update.grown) for name, update in updates.items()}
         dropped = {name: update.old_nnz - len(update.flat) + grown[name] for name, update in updates.items()}
-        record = Record(self.step, drop_fraction, dropped, grown)
+        after_all = {name: len(updates[name].flat) if name in updates else each.nnz for name, each in layers.items()}
+        density = sum(after_all.values()) / max(1, sum(math.prod(each.shape) for each in layers.values()))
+        record = Record(self.step, drop_fraction, dropped, grown, after_all, density)
         after = {"evolutions": self.evolutions + 1, "due": self.due if due is None else due, "trained": set()}
         return record, partial(self._note, record, len(self.history), explored, after)
 
@@ -154,7 +179,7 @@ class Progress:
             step=state["step"],
             evolutions=state["evolutions"],
             history=[
-                Record(**{**record, "dropped": dict(record["dropped"]), "grown": dict(record["grown"])})
+                Record(**{**record, **{key: dict(record[key]) for key in ("dropped", "grown", "connections")}})
                 for record in state["history"]
             ],
         )
@@ -203,7 +228,10 @@ def _check_record(key: str, record: object, before: int, now: int, places: Mappi
         raise refused(f'{key}["step"]', rule, step)
     if type(fraction) not in (int, float) or not 0 <= fraction <= 1:
         raise refused(f'{key}["drop_fraction"]', "must be a number in [0, 1]", fraction)
-    for name in "dropped", "grown":
+    density = record["density"]
+    if type(density) is not float or not 0 <= density <= 1:
+        raise refused(f'{key}["density"]', "must be a number in [0, 1]", density)
+    for name in "dropped", "grown", "connections":
         entries = record[name]
         if not isinstance(entries, dict) or not set(entries) <= set(places):
             got = list(entries) if isinstance(entries, dict) else entries

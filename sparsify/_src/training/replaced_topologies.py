@@ -14,6 +14,11 @@ from sparsify._src.training.progress import Progress
 from sparsify._src.warning import warn
 
 
+def stale(evolved: Mapping[str, EvolvedLayer]) -> list[EvolvedLayer]:
+    """The layers whose topology was replaced under their optimizer state."""
+    return [each for each in evolved.values() if each.is_stale]
+
+
 def distrust_what_does_not_fit(evolved: Iterable[EvolvedLayer], kept: Kept) -> None:
     """Treat buffers of another length than the values as stale: they start afresh at the next step."""
     for each in evolved:

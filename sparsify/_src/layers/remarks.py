@@ -1,0 +1,13 @@
+"""`Remarks`: what a sparse layer tells when it is saved or evaluated; `training` has what is said then."""
+
+from typing import Protocol
+
+
+class Remarks(Protocol):
+    """Is told how a layer is used, to say what the user should know."""
+
+    def saved(self, how: str = "saved") -> None:
+        """It is saved, or made dense."""
+
+    def evaluated(self) -> None:
+        """It is used without training."""

@@ -1,0 +1,90 @@
+"""What a user should know who saves a model, makes it dense or evaluates it while its topology still changes."""
+
+import math
+from collections.abc import Mapping
+from weakref import WeakSet
+
+from sparsify._src.evolution.evolution import Evolution
+from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.training.progress import Progress, Record
+from sparsify._src.warning import warn
+
+RECOVERS = 3
+"""Steps after an evolution in which accuracy comes back; `examples/after_evolution.py` measures it."""
+
+
+class Remarks:
+    """Remarks on the layers of one optimizer, each made once.
+
+    Args:
+        algorithm, progress: of the optimizer.
+        layers: which it evolves.
+    """
+
+    def __init__(self, algorithm: Evolution, progress: Progress, layers: Mapping[str, SparseLinear]) -> None:
+        self.algorithm, self.progress, self.layers = algorithm, progress, WeakSet(layers.values())
+        self.evolved_at: int | None = None
+        self.made: set[str] = set()
+
+    def note(self, record: Record) -> None:
+        """An evolution has come by the schedule."""
+        if self.algorithm.until is None and any(record.dropped.values()):
+            self.evolved_at = record.step
+
+    @property
+    def density(self) -> float:
+        """Share of all places of the layers that are connections."""
+        return sum(layer.nnz for layer in self.layers) / max(1, self._places)
+
+    @property
+    def target(self) -> float:
+        """The density in the end."""
+        return sum(last for _, last in self.progress.counts.values()) / max(1, self._places)
+
+    @property
+    def _places(self) -> int:
+        return sum(math.prod(layer.shape) for layer in self.layers)
+
+    @property
+    def summary(self) -> str:
+        """What evolves the layers, and how far it has come."""
+        of = f"{self.algorithm!r} of {len(self.layers)} sparse layers"
+        done = f"{self.progress.evolutions:,} evolutions in {self.progress.step:,} steps"
+        return f"{of}: {done}, {self.standing}"
+
+    @property
+    def standing(self) -> str:
+        """Where pruning stands: "density 0.49 now, 0.05 at step 45,000"; the density alone where that stays."""
+        if not self.is_pruning:
+            return f"density {self.density:.3g}"
+        step = self.algorithm.target_step
+        when = f"at step {step:,}" if step and step > self.progress.step else "in the end"
+        return f"density {self.density:.3g} now, {self.target:.3g} {when}"
+
+    @property
+    def is_pruning(self) -> bool:
+        """Whether the layers have more connections than they are to have in the end."""
+        return self.algorithm.prunes and self.density > self.target
+
+    def saved(self, how: str = "saved") -> None:
+        """Say it if pruning has not reached its target: a layer is saved, or made dense."""
+        if self.is_pruning and how not in self.made:
+            self.made.add(how)
+            warn(
+                f"The model that is {how} is still being pruned: {self.standing}; {self.progress.step:,} steps are "
+                "done. If training is over, say how long it is: sparsify(..., steps=...)."
+            )
+
+    def evaluated(self) -> None:
+        """Say it if evolution has just worsened the model and has no known end: a layer is used without training."""
+        since = None if self.evolved_at is None else self.progress.step - self.evolved_at
+        if since is None or since >= RECOVERS or "evaluated" in self.made:
+            return
+        self.made.add("evaluated")
+        dropped = self.progress.history[-1].drop_fraction
+        after = f"{since} steps after" if since > 1 else "one step after" if since else "right after"
+        warn(
+            f"The model is evaluated {after} an evolution, in which {dropped:.0%} of its connections made room for new "
+            "ones, which start at zero: it is worse than before it, and than it is a few steps later. Say how long "
+            "training is, sparsify(..., steps=...), or until=...: then evolution ends before training does."
+        )
