@@ -37,11 +37,13 @@ def without_losing(
     """
     left_out: dict[str, float] = {}
     while slow := _losing(decision, batch):
-        left_out |= slow
+        found = left_out | slow
+        left_out = {name: found[name] for name in decision.maps if name in found}
         if not (decision.first.keys() - slow.keys() or decision.has_full or decision.pruned):
             return None, left_out
         decision = ask([*globs(skip), *escaped(left_out)])
-    return decision if decision.first or decision.pruned else None, left_out
+    is_left = decision.first or decision.pruned or not left_out
+    return decision if is_left else None, left_out
 
 
 def escaped(names: Iterable[str]) -> list[str]:

@@ -67,6 +67,7 @@ def plan(
             f'skip must name layers where batch is not {BATCH}, got "losing" and batch={batch}: sparsify has no '
             f"batch, and judges at {BATCH}. plan(..., batch={batch}) without it prints the list to paste."
         )
+    skip = skip if losing.is_asked(skip) else losing.globs(skip)  # what can be read once is read
     optimizers = None if optimizer is None else holders.listed(optimizer)
     training = None if optimizers is None else TrainingBytes(_unwrapped(optimizers))
     decision = decide(model, density, optimizers, evolution, distribution, skip, start)
@@ -76,7 +77,6 @@ def plan(
     found = _with_notes(report_of(model, decision, batch, training), training)
     if isinstance(start, Mapping) or losing.is_asked(skip):
         return found
-    skip = losing.globs(skip)
     skipping = partial(decide_skipping, model, density, optimizers, evolution, distribution, start)
     left, lose = losing.without_losing(skipping, decision, skip, batch)
     if not lose:

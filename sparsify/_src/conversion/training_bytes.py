@@ -103,17 +103,15 @@ def tried(optimizer: Any, group: dict[str, Any], weight: nn.Parameter) -> Kind |
         group: the param group of `optimizer` whose options it gets.
     """
     kind, weight.grad = type(optimizer), torch.ones_like(weight)
-    random = torch.get_rng_state()
+    devices = [weight.device] if weight.is_cuda else []
     try:
         taken = inspect.signature(kind).parameters
         options = copy.deepcopy({name: x for name, x in group.items() if name not in ("params", "param_names")})
         arguments = {name: x for name, x in options.items() if name in taken}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices):
             warnings.simplefilter("ignore")
             new = kind([{**options, "params": [weight]}], **arguments)
             new.step()
         return [(tuple(x.tensor.shape), x.tensor.element_size()) for x in Kept(new).of(weight)]
     except Exception:  # whatever someone's optimizer may raise that is made otherwise, or asks more of a step
         return None
-    finally:
-        torch.set_rng_state(random)
