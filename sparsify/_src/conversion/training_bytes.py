@@ -43,6 +43,11 @@ class TrainingBytes:
                     f"optimizer must be a torch.optim.Optimizer, got {type(each).__name__}. Without one: None."
                 )
         self._holder = {id(p): each for each in optimizers for p in holders.parameters(each)}
+        self._inside = {id(each): holders.optimizers(each) for each in optimizers}
+        self._innermost = {
+            number: [each for each in inside if len(holders.optimizers(each)) == 1]
+            for number, inside in self._inside.items()
+        }
         self._kept = Kept(*optimizers) if optimizers else None
         self._as_it_is = as_it_is
         self._tried: dict[tuple[int, int, torch.dtype, torch.device], Kind | None] = {}
@@ -62,8 +67,7 @@ class TrainingBytes:
         if optimizer is None or self._kept is None:
             return gradient
         kept = self._kept.of(weight)
-        inside = holders.optimizers(optimizer)
-        innermost = [each for each in inside if len(holders.optimizers(each)) == 1]
+        inside, innermost = self._inside[id(optimizer)], self._innermost[id(optimizer)]
         state: int | None = None
         if any(isinstance(each, torch.optim.LBFGS) for each in inside):
             pass  # it keeps vectors of all parameters together
