@@ -103,7 +103,8 @@ def sparsify(
             already, and not at its start density.
         distribution: shares a float density among layers.
         skip: module-name globs of layers, or of modules that contain them, to leave as they are; or "losing" for those
-            that are expected to be slower sparse than dense, at batch 128 on this machine (see `plan`).
+            that are expected to be slower than dense, at batch 128 on this machine: the density is then shared among
+            the rest, until none loses. Not in distributed training, where all ranks need one list: `plan` prints it.
         start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
             largest weights of a trained model as they are, "nonzero" exactly those of a pruned one that are not zero;
             a sparse model gives its topology, for this model's own values; the state dict of a sparse model makes
