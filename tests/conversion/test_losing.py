@@ -163,6 +163,28 @@ def test_the_connections_of_a_pruned_model_are_judged_as_they_are():
     assert sparse(model) == ["0"]
 
 
+def test_a_plan_does_not_raise_where_leaving_out_what_loses_would(monkeypatch):
+    expect(monkeypatch)
+    model = network()
+    evolution = GMP(until=10, start_density=0.6)
+    report = plan(model, {"0": 0.05, "1": 0.1, "2": 0.8}, evolution=evolution, skip="3")
+    assert report.skip == ("3", "1")
+    few = {"1": 0.05, "2": 0.9}
+    report = plan(model, few, evolution=evolution)
+    assert report.notes[0].startswith("without the layers that lose sparsify would raise: start_density must be at")
+    assert report.skip == ()
+    with pytest.raises(ValueError, match="start_density must be at least"):
+        sparsify(model, torch.optim.SGD(model.parameters(), 0.1), few, evolution=evolution, skip="losing")
+
+
+def test_the_topology_of_another_model_is_judged_too(monkeypatch):
+    expect(monkeypatch)
+    ticket, _ = sparsify(network(), None, 0.2)
+    report = plan(network(), start=ticket)
+    assert pasted(report) == ["1", "3"]
+    assert [row.name for row in plan(network(), start=ticket, skip="losing").sparse] == ["0", "2"]
+
+
 def test_a_state_dict_says_itself_what_is_sparse():
     model, _ = sparsify(mlp(40, 30, 20), None, 0.1)
     with pytest.raises(ValueError, match="density and skip must not be given where start is a state dict"):

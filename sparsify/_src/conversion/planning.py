@@ -1,6 +1,6 @@
 """`plan` and `summary`: what `sparsify` would do, and what a model is now, as tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -69,7 +69,7 @@ def plan(
         )
     skip = skip if losing.is_asked(skip) else losing.globs(skip)  # what can be read once is read
     optimizers = None if optimizer is None else holders.listed(optimizer)
-    training = None if optimizers is None else TrainingBytes(_unwrapped(optimizers))
+    training = TrainingBytes(_unwrapped(optimizers)) if optimizers else None
     decision = decide(model, density, optimizers, evolution, distribution, skip, start)
     goes_on = density is None and starts.is_by_density(start)
     if not (decision.first or decision.pruned or decision.has_full or goes_on):
@@ -78,15 +78,7 @@ def plan(
     if isinstance(start, Mapping) or losing.is_asked(skip):
         return found
     skipping = partial(decide_skipping, model, density, optimizers, evolution, distribution, start)
-    left, lose = losing.without_losing(skipping, decision, skip, batch)
-    if not lose:
-        return found
-    if left is None:
-        note = "each of these sparse layers is expected to be slower than dense: wider layers or a lower density gain"
-        return replace(found, notes=(note, *found.notes))
-    note = f"so that no layer is slower than dense: {losing.written(lose, skip)}"
-    note += f', or skip="{losing.LOSING}"' * (batch == BATCH and not skip and Ranks().group is None)
-    return replace(found, skip=(*skip, *losing.escaped(lose)), notes=(note, *found.notes))
+    return _with_skip(found, skipping, decision, skip)
 
 
 def report_of(
@@ -118,9 +110,33 @@ def summary(model: nn.Module, optimizer: Any = None, *, batch: int = BATCH) -> R
     check_count("batch", batch, 1)
     maps = find(model)
     kinds = {name: type(linear_map.owner).__name__ for name, linear_map in maps.items()}
-    training = None if optimizer is None else TrainingBytes(_unwrapped(holders.listed(optimizer)), as_it_is=True)
+    optimizers = holders.listed(optimizer)
+    training = TrainingBytes(_unwrapped(optimizers), as_it_is=True) if optimizers else None
     found = report(model, maps, lambda name: f"it is an ordinary {kinds[name]}", {}, batch=batch, training=training)
     return _with_notes(found, training)
+
+
+def _with_skip(
+    found: Report, skipping: Callable[[list[str]], Decision], decision: Decision, skip: Iterable[str]
+) -> Report:
+    """The report, saying what to give as `skip`, so that no layer loses.
+
+    Args:
+        skipping: decides, given another `skip`.
+        decision: what was decided with this one.
+    """
+    try:
+        left, lose = losing.without_losing(skipping, decision, skip, found.batch)
+    except Exception as error:  # also what a distribution of the user's may raise without some of the layers
+        return replace(found, notes=(f"without the layers that lose sparsify would raise: {error}", *found.notes))
+    if not lose:
+        return found
+    if left is None:
+        note = "each of these sparse layers is expected to be slower than dense: wider layers or a lower density gain"
+        return replace(found, notes=(note, *found.notes))
+    note = f"so that no layer is slower than dense: {losing.written(lose, skip)}"
+    note += f', or skip="{losing.LOSING}"' * (found.batch == BATCH and not skip and Ranks().group is None)
+    return replace(found, skip=(*skip, *losing.escaped(lose)), notes=(note, *found.notes))
 
 
 def _unwrapped(optimizers: Iterable[Any]) -> list[Any]:
