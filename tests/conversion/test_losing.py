@@ -62,6 +62,7 @@ def test_the_list_goes_on_from_what_is_skipped_already(monkeypatch, skip):
     report = plan(network(), 0.2, skip=skip)
     assert pasted(report) == ["0", "1", "3"]
     assert "losing" not in report.notes[0], "which would not leave out what was named"
+    assert pasted(plan(network(), 0.2, skip="3")) == ["3", "1"]
 
 
 def test_names_that_hold_the_signs_of_globs_name_one_layer():

@@ -121,7 +121,17 @@ def test_tied_weights_train_once():
     model = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False))
     model[2].weight = model[0].weight
     report = plan(model, 0.5, optimizer=SGD(model.parameters(), 0.1))
-    assert report.totals[-1].training_bytes == 2 * 96 * 4 + report.layers[1].training_bytes
+    whole = report.totals[-1]
+    assert whole.training_bytes == 2 * 96 * 4 + report.layers[1].training_bytes
+    assert whole.dense_training_bytes == 2 * (96 + 64) * 4
+
+
+def test_larger_than_dense_is_what_is_larger_in_training_where_that_is_known():
+    model = mlp(40, 60)
+    for optimizer, is_larger in [(None, True), (Adam(model.parameters()), False)]:
+        report = plan(model, 0.4, optimizer=optimizer)
+        assert report.layers[0].is_worse == is_larger
+        assert ("larger and slower" in str(report)) == is_larger
 
 
 def test_a_summary_tells_what_is_kept_now():
@@ -203,6 +213,36 @@ def test_of_several_optimizers_those_that_are_known_are_told():
     assert "training" not in str(report).splitlines()[0]
 
 
+def test_what_lbfgs_keeps_of_all_parameters_together_is_not_told_after_its_steps_either():
+    model = mlp(40, 60)
+    lbfgs = LBFGS(model.parameters())
+    x = torch.randn(3, 40)
+    lbfgs.step(lambda: (lbfgs.zero_grad(), loss := model(x).square().mean(), loss.backward())[1])
+    assert lbfgs.state[model[0].weight]
+    for report in plan(model, 0.2, optimizer=lbfgs), summary(model, lbfgs):
+        assert report.layers[0].training_bytes is None
+        assert "LBFGS" in report.notes[-1]
+
+
+class Around(SGD):
+    """Of its constructor only the default could be tried out, not what it was given."""
+
+    def __init__(self, params, lr=0.1, inside=SGD):
+        super().__init__(params, lr)
+        self.inside = inside(self.param_groups, lr)
+
+
+class Counting(SGD):
+    def step(self, closure=None):
+        self.state[self.param_groups[0]["params"][0]]["histogram"] = torch.zeros(10)
+
+
+@pytest.mark.parametrize("make", [lambda params: Around(params, inside=Adam), Counting])
+def test_what_would_have_to_be_guessed_is_not_told(make):
+    model = mlp(40, 60)
+    assert plan(model, 0.2, optimizer=make(model.parameters())).layers[0].training_bytes is None
+
+
 class Needy(SGD):
     def __init__(self, params, needed):
         super().__init__(params, lr=0.1)
@@ -272,6 +312,8 @@ def test_meta_models_are_told_too():
     (row,) = plan(model, 1e-4, optimizer=Adam(model.parameters())).layers
     assert row.training_bytes == row.bytes + 3 * 4 * row.nnz + 4
     assert row.dense_training_bytes == 4 * 4 * 10**10 + 4
+    (row,) = plan(model, 1e-4, optimizer=Adafactor(model.parameters())).layers
+    assert row.training_bytes == row.bytes + 2 * 4 * row.nnz + 4
 
 
 def test_what_is_refused_as_an_optimizer_is_named():
