@@ -45,16 +45,16 @@ def test_at_another_batch_the_call_costs_the_same_and_the_rest_what_it_reads():
     call = milliseconds(shape, 0, 0)
     feature = (milliseconds(shape, 0, 128) - call) / 500
     connection = (milliseconds(shape, nnz, 128) - milliseconds(shape, 0, 128)) / nnz
-    for batch, least in [(1, 24), (24, 24), (512, 512)]:
+    for batch, least in [(1, 40), (40, 40), (512, 512)]:
         expected = call + feature * 500 * batch / 128 + connection * nnz * least / 128
         assert milliseconds(shape, nnz, batch) == pytest.approx(expected)
     whole = dense_milliseconds(shape, 128) - DENSE[0]
-    assert dense_milliseconds(shape, 266) == pytest.approx(DENSE[0] + 2 * whole)
-    assert dense_milliseconds(shape, 1) == pytest.approx(DENSE[0] + 11 / 138 * whole)
+    assert dense_milliseconds(shape, 276) == pytest.approx(DENSE[0] + 2 * whole)
+    assert dense_milliseconds(shape, 1) == pytest.approx(DENSE[0] + 21 / 148 * whole)
 
 
 @needs_native
-def test_the_change_with_the_batch_that_the_readme_measured_is_met_within_a_quarter():
+def test_the_change_with_the_batch_from_128_to_512_is_nearly_what_the_readme_measured():
     """Times faster than nn.Linear at batch 128 and 512, from the README's first table."""
     measured = {
         (1024, 0.1): (7.8, 7.5),
@@ -67,7 +67,7 @@ def test_the_change_with_the_batch_that_the_readme_measured_is_met_within_a_quar
     for (n, density), (before, after) in measured.items():
         nnz = round(density * n * n)
         change = speed_up((n, n), nnz, 512) / speed_up((n, n), nnz, 128)
-        assert 0.75 < change / (after / before) < 1.25
+        assert 0.74 < change / (after / before) < 1.2
 
 
 def test_plan_and_summary_tell_speeds_at_a_batch():

@@ -5,15 +5,15 @@
 
 forward and backward with all gradients, batch 128, float32, two cores of an AMD EPYC (Zen 4), torch 2.13.0. The
 coefficients are what `python examples/benchmark.py --fit` printed there. Other machines differ; the ratio of the two
-differs much less than either, and yet: on an Intel Xeon layers were 0.7 as much faster than dense as is said here.
+differs much less than either, and yet: on an Intel Xeon speed-ups were 0.65 to 0.95 of what is said here.
 
 At another batch the call costs the same and what is done for a feature grows with the batch. Each connection costs no
-less than at batch 24 (its index and value are read whatever the batch, and vectors of samples are filled up), and each
-dense weight costs as if there were 10 samples more (the matrix is read, and its gradient written, once). Both numbers
-were read off one core of an Intel Xeon: layers of 256, 1024 and 4096 at density 0.01, 0.1 and 0.3, batch 1 to 512. How
-a speed-up changes from batch 128 to another is met within 15 % in the median, and within 1.7 times but for 4096 at
-density 0.01, which gains more than twice what is said at batch 1 to 8. The README's figures of 1024 and 4096 change
-from batch 128 to 512 as is said here, within a quarter.
+less than at batch 40 (its index and value are read whatever the batch, and vectors of samples are filled up), and each
+dense weight costs as if there were 20 samples more (the matrix is read, and its gradient written, once). The same
+command, run on one core of that Xeon (OMP_NUM_THREADS=1), gave both, from layers of 256, 1024 and 4096 at density 0.01,
+0.1 and 0.3: from batch 8 to 512 a speed-up changes as is said here within 18 % in the median, and at most 2.2 times
+otherwise (4096 at 0.01, batch 8, gains that much more); below batch 8 it is a guess. From batch 128 to 512
+the README's figures of the EPYC change as is said here, within a quarter.
 """
 
 import torch
@@ -37,7 +37,7 @@ DENSE = (0.00659, 6.97e-6)
 BATCH = 128
 """At which the coefficients were measured."""
 
-LEAST, MORE = 24, 10
+LEAST, MORE = 40, 20
 """Samples: a connection costs no less than with so many, and a dense weight as with so many more."""
 
 
