@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, sparsify
 from sparsify._src import kernels
+from sparsify._src.conversion import speed
 from sparsify._src.topology import Indices
 from sparsify.evolution import by_gradient, by_gradient_among, uniformly
 
@@ -341,6 +342,34 @@ def fit(seconds: float) -> None:
         console.print(f"{name}: {numbers} (error {np.median(error):.0%}, at most {error.max():.0%})")
 
 
+def fit_batches(seconds: float) -> None:
+    """Fit how speed-ups change with the batch, LEAST and MORE of conversion/speed.py, and print both."""
+    batches, densities = (1, 4, 8, 16, 32, 64, 512), (0.01, 0.1, 0.3)
+    measured: dict[tuple[int, int, float], float] = {}
+    for n in (256, 1024, 4096):
+        for batch in (speed.BATCH, *batches):
+            x, grad = torch.randn(batch, n, requires_grad=True), torch.randn(batch, n)
+            variants = {"dense": step(nn.Linear(n, n), x, grad)}
+            variants |= {str(density): step(SparseLinear(n, n, density), x, grad) for density in densities}
+            found = medians(variants, seconds)
+            measured |= {(n, batch, density): found["dense"] / found[str(density)] for density in densities}
+            console.print(n, batch, {name: round(ms, 3) for name, ms in found.items()})
+
+    def errors(least: int, more: int) -> np.ndarray:
+        speed.LEAST, speed.MORE = least, more
+        changes = []
+        for (n, batch, density), faster in measured.items():
+            if batch >= 8 and batch != speed.BATCH:
+                nnz = int(density * n * n)
+                told = speed.speed_up((n, n), nnz, batch) / speed.speed_up((n, n), nnz)
+                changes.append(told / (faster / measured[n, speed.BATCH, density]))
+        return np.abs(np.log(changes))
+
+    least, more = min(product(range(8, 65, 8), range(0, 41, 5)), key=lambda pair: float((errors(*pair) ** 2).mean()))
+    found = np.exp(errors(least, more))
+    console.print(f"LEAST, MORE = {least}, {more} (error {np.median(found) - 1:.0%}, at most {found.max():.1f} times)")
+
+
 def plot(results: list[dict], path: Path) -> None:
     """Speed-up over density, a curve for each n and batch, with the crossover marked."""
     import matplotlib as mpl
@@ -392,6 +421,7 @@ def main() -> None:
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()} with {level}")
     if options.fit:
         fit(options.seconds / 4)
+        fit_batches(options.seconds / 4)
         return
     if "layer" in options.only:
         results = layers(options.sizes, options.batches, options.densities, options.seconds, compare=True)

@@ -8,6 +8,7 @@ from sparsify import evolution, interchange, kernels
 from sparsify._src.api import sparsify
 from sparsify._src.conversion.distributions import epsilon, erdos_renyi, uniform
 from sparsify._src.conversion.planning import plan, summary
+from sparsify._src.conversion.report import LayerReport, Report
 from sparsify._src.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
 from sparsify._src.evolution.grown_values import fan_in_uniform, zeros
 from sparsify._src.interchange import densify
@@ -25,7 +26,9 @@ __all__ = [
     "SET",
     "Evolution",
     "GraNet",
+    "LayerReport",
     "Record",
+    "Report",
     "RigL",
     "SparseLinear",
     "SparseMultiheadAttention",

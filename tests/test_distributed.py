@@ -143,6 +143,7 @@ def test_a_rank_alone_trains_without_the_others(ranks):
         ("topology", "topology must be the same on every rank, got another on rank 1 than on rank 0 in layer '0'"),
         ("sparse layers", "sparse layers must be the same on every rank"),
         ("optimizer state", "optimizer state must be the same on every rank.* Give sparsify.. the same seed="),
+        ("skip", r"skip must name layers in distributed training, .* on every rank: on this one skip=\['0'\]"),
     ],
 )
 def test_what_differs_before_the_first_step_is_an_error_on_every_rank(ranks, what, message):

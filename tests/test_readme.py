@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsify._src.kernels import native
+from tests.support.marks import needs_native
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
@@ -37,6 +40,19 @@ def test_the_tests_that_the_readme_names_are_there():
     for file, test in named:
         (path,) = Path(__file__).parent.rglob(file)
         assert f"\ndef {test}(" in path.read_text(), f"{file}::{test}"
+
+
+@needs_native
+def test_the_tables_of_the_readme_are_what_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(native, "LEVEL", 2)  # speeds are those of AVX-512
+    number = next(n for n, snippet in enumerate(SNIPPETS) if "print(plan(" in snippet)
+    namespace = {}
+    for snippet in SNIPPETS[0], SNIPPETS[number]:
+        exec(compile(snippet, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    tables = re.findall(r"```\n(layer .*?)```", README, flags=re.DOTALL)
+    assert len(tables) == 2
+    assert printed.startswith("".join(tables))
 
 
 def test_the_algorithm_of_the_readme_evolves():

@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 
 from sparsify._src import vectors
 from sparsify._src.conversion import meta_device, replacement, starts, transfer
-from sparsify._src.conversion.decision import Decision, check_something_changes, decide
+from sparsify._src.conversion.decided import Decision
+from sparsify._src.conversion.decision import check_something_changes, decide
 from sparsify._src.conversion.densities import Density, sparsity
 from sparsify._src.conversion.distributions import Distribution, erdos_renyi
 from sparsify._src.conversion.linear_maps import LinearMap
@@ -102,7 +103,9 @@ def sparsify(
             prunes (GMP, GraNet) begins where the model is, if `start` gives the connections or layers are sparse
             already, and not at its start density.
         distribution: shares a float density among layers.
-        skip: module-name globs of layers, or of modules that contain them, to leave as they are.
+        skip: module-name globs of layers, or of modules that contain them, to leave as they are; or "losing" for those
+            that are expected to be slower than dense, at batch 128 on this machine: the density is then shared among
+            the rest, until none loses. Not in distributed training, where all ranks need one list: `plan` prints it.
         start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
             largest weights of a trained model as they are, "nonzero" exactly those of a pruned one that are not zero;
             a sparse model gives its topology, for this model's own values; the state dict of a sparse model makes

@@ -244,6 +244,10 @@ def refusals(rank):
     train(model, trained, [batch(0)])
     model, optimizer = sparsify(model, trained, 0.3, seed=rank)
     found["optimizer state"] = at_first_step(rank, model, optimizer, DistributedDataParallel(model))
+
+    model = nn.Sequential(nn.Linear(12, 4), nn.Linear(1000, 1000))
+    optimizer = SGD(model.parameters(), 0.1)
+    found["skip"] = refusal(lambda: sparsify(model, optimizer, {"*": 0.05}, skip="losing"), model, optimizer)
     return found
 
 

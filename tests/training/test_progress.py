@@ -139,7 +139,15 @@ def fake():
 
 
 def record(**parts):
-    return {"step": 9, "drop_fraction": 0.1, "dropped": {"0": 7}, "grown": {"0": 5}, "connections": {"0": 9}, "density": 0.1, **parts}
+    return {
+        "step": 9,
+        "drop_fraction": 0.1,
+        "dropped": {"0": 7},
+        "grown": {"0": 5},
+        "connections": {"0": 9},
+        "density": 0.1,
+        **parts,
+    }
 
 
 ANYTHING = {

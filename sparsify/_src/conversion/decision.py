@@ -4,11 +4,12 @@ Both `plan`, which reports it, and `sparsify`, which carries it out, ask `decide
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
 
 from torch import Tensor, nn
 
-from sparsify._src.conversion import starts
+from sparsify._src.conversion import losing, starts
+from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.densities import Density, at_most, check_globs, first_connections, names
 from sparsify._src.conversion.distributions import Distribution
 from sparsify._src.conversion.eligibility import Kind, Reason, check_module, refuse_model, why_dense
@@ -39,30 +40,6 @@ IS_SPARSE = (
 """What can be done with a model that is sparse already."""
 
 
-class Decision(NamedTuple):
-    """What becomes of each linear map of a model.
-
-    maps: the dense ones.
-    reasons: why those that stay dense do.
-    first: of each that becomes sparse, its connections at first: how many, or which (sorted flat indices).
-    existing: the layers that are sparse already, and go on.
-    pruned: the names of those of them that share the density, and are pruned down to it.
-    targets: connections in the end, of all that are sparse then.
-    """
-
-    maps: dict[str, LinearMap]
-    reasons: dict[str, Reason]
-    first: dict[str, int | Tensor]
-    existing: dict[str, SparseLinear]
-    pruned: set[str]
-    targets: dict[str, int]
-
-    @property
-    def has_full(self) -> bool:
-        """Whether a linear map stays dense because its share of the density is 1."""
-        return any(reason.kind is Kind.FULL for reason in self.reasons.values())
-
-
 def decide(
     model: nn.Module,
     density: Density | None,
@@ -79,6 +56,25 @@ def decide(
     Raises:
         ValueError, TypeError: as `sparsify`.
     """
+    skipping = partial(decide_skipping, model, density, optimizers, evolution, distribution, start)
+    if not losing.is_asked(skip):
+        return skipping(skip)
+    if isinstance(start, Mapping):
+        raise ValueError(starts.GIVEN_WITH_STATE_DICT)
+    decision, left_out = losing.without_losing(skipping, skipping(()), ())
+    return losing.checked(decision, left_out)
+
+
+def decide_skipping(
+    model: nn.Module,
+    density: Density | None,
+    optimizers: Sequence[object] | None,
+    evolution: Evolution,
+    distribution: Distribution,
+    start: Start,
+    skip: Iterable[str],
+) -> Decision:
+    """Decide, where `skip` names layers."""
     check_module(model)
     serves = optimizers is not None and not optimizers
     prunes = not serves and evolution.start_density is not None
@@ -108,7 +104,7 @@ def decide(
                 reasons.setdefault(name, FULL if start == "nonzero" else DENSE_IN_START)
     if density is None:
         targets = {name: layer.nnz for name, layer in existing.items()} | {n: len(x) for n, x in flat.items()}
-        return Decision(maps, reasons, {**flat}, existing, set(), targets)
+        return Decision(maps, reasons, {**flat}, existing, set(), targets, set())
     pruned = {name: layer for name, layer in existing.items() if prunes and name not in skipped}
     counts = _share_out(density, maps, reasons, flat, pruned, distribution)
     full = {name for name, reason in reasons.items() if reason is FULL and name in counts}
@@ -123,7 +119,8 @@ def decide(
         shapes = {name: maps[name].shape for name in counted}
         firsts = first_connections(counted, shapes, density, evolution.start_density, distribution)
         first = {name: firsts[name] for name in ends}
-    return Decision(maps, reasons, first, existing, set(pruned), targets)
+    sharing = set() if isinstance(density, Mapping) or callable(density) else set(counts)
+    return Decision(maps, reasons, first, existing, set(pruned), targets, sharing)
 
 
 def _share_out(
@@ -190,4 +187,4 @@ def _go_on(model: nn.Module, existing: dict[str, SparseLinear], prunes: bool, is
         raise ValueError(starts.PRUNES_TO)
     maps = find(model)
     reasons = dict.fromkeys(maps, WITHOUT_DENSITY)
-    return Decision(maps, reasons, {}, existing, set(), {name: layer.nnz for name, layer in existing.items()})
+    return Decision(maps, reasons, {}, existing, set(), {name: layer.nnz for name, layer in existing.items()}, set())

@@ -1,19 +1,28 @@
 """`plan` and `summary`: what `sparsify` would do, and what a model is now, as tables."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from sparsify._src.conversion import starts
-from sparsify._src.conversion.decision import Decision, check_dense, decide
+from sparsify._src.checks import check_count
+from sparsify._src.conversion import losing, starts
+from sparsify._src.conversion.decided import Decision
+from sparsify._src.conversion.decision import check_dense, decide, decide_skipping
 from sparsify._src.conversion.densities import Density
 from sparsify._src.conversion.distributions import Distribution, erdos_renyi
+from sparsify._src.conversion.inventory import report
 from sparsify._src.conversion.linear_maps import find
-from sparsify._src.conversion.report import Report, report
+from sparsify._src.conversion.report import Report
+from sparsify._src.conversion.speed import BATCH
 from sparsify._src.conversion.starts import Start
+from sparsify._src.conversion.training_bytes import TrainingBytes
+from sparsify._src.distributed import Ranks
 from sparsify._src.evolution import SET, Evolution
 from sparsify._src.training import holders
+from sparsify._src.training.arguments import is_wrapped
 
 
 def plan(
@@ -25,16 +34,20 @@ def plan(
     skip: Iterable[str] = (),
     start: Start = "random",
     evolution: Evolution = SET(),
+    batch: int = BATCH,
 ) -> Report:
     """Tell what `sparsify` would do with the same arguments, without doing it.
 
     Args:
         model, density, distribution, skip, start: as for `sparsify`.
-        optimizer: one or several, as for `sparsify`; None takes every trainable layer as held by one.
+        optimizer: one or several, as for `sparsify`; the table then tells bytes in training too, with the gradient and
+            what the optimizer keeps. None takes every trainable layer as held by one.
         evolution: as for `sparsify`; one that prunes takes layers that are sparse already further down, and the table
             shows what they have in the end.
+        batch: rows of input that a layer gets in a forward pass (samples, or tokens of all samples), for which speeds
+            are told. They were measured at 128; `skip="losing"` judges there, as `sparsify` does.
     Returns:
-        a Report; `print` it for a table.
+        a Report; `print` it for a table. Below it stands what to give as `skip`, so that no layer loses.
     Raises:
         ValueError, TypeError: as `sparsify`.
     Example:
@@ -48,31 +61,92 @@ def plan(
     starts.check(start)
     if not isinstance(evolution, Evolution):
         raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
+    check_count("batch", batch, 1)
+    if losing.is_asked(skip) and batch != BATCH:
+        raise ValueError(
+            f'skip must name layers where batch is not {BATCH}, got "losing" and batch={batch}: sparsify has no '
+            f"batch, and judges at {BATCH}. plan(..., batch={batch}) without it prints the list to paste."
+        )
+    skip = skip if losing.is_asked(skip) else losing.globs(skip)  # what can be read once is read
     optimizers = None if optimizer is None else holders.listed(optimizer)
+    training = TrainingBytes(_unwrapped(optimizers)) if optimizers else None
     decision = decide(model, density, optimizers, evolution, distribution, skip, start)
     goes_on = density is None and starts.is_by_density(start)
     if not (decision.first or decision.pruned or decision.has_full or goes_on):
         check_dense(model)
-    return report_of(model, decision)
+    found = _with_notes(report_of(model, decision, batch, training), training)
+    if isinstance(start, Mapping) or losing.is_asked(skip):
+        return found
+    skipping = partial(decide_skipping, model, density, optimizers, evolution, distribution, start)
+    return _with_skip(found, skipping, decision, skip)
 
 
-def report_of(model: nn.Module, decision: Decision) -> Report:
+def report_of(
+    model: nn.Module, decision: Decision, batch: int = BATCH, training: TrainingBytes | None = None
+) -> Report:
     """The table of what is decided for `model`."""
     reasons = {name: reason.words for name, reason in decision.reasons.items()}
-    return report(model, decision.maps, reasons.get, decision.targets)
+    sharing = decision.sharing
+    return report(model, decision.maps, reasons.get, decision.targets, sharing=sharing, batch=batch, training=training)
 
 
-def summary(model: nn.Module) -> Report:
+def summary(model: nn.Module, optimizer: Any = None, *, batch: int = BATCH) -> Report:
     """Tell what `model` is now: each layer's shape, density, connections, bytes and dead units (in the table: units
     without inputs + units without outputs).
 
+    Args:
+        optimizer: one or several that train it; the table then tells bytes in training too, with the gradient and what
+            the optimizer keeps now: before its first step nothing, as a rule.
+        batch: rows of input that a layer gets in a forward pass, for which speeds are told.
     Returns:
         a Report; `print` it for a table.
+    Raises:
+        ValueError, TypeError: an argument is out of range or of another kind.
     Example:
         >>> model, _ = sparsify(nn.Sequential(nn.Linear(20, 10)), None, 0.3)
         >>> summary(model).sparse[0].nnz
         60
     """
+    check_count("batch", batch, 1)
     maps = find(model)
     kinds = {name: type(linear_map.owner).__name__ for name, linear_map in maps.items()}
-    return report(model, maps, lambda name: f"it is an ordinary {kinds[name]}", {})
+    optimizers = holders.listed(optimizer)
+    training = TrainingBytes(_unwrapped(optimizers), as_it_is=True) if optimizers else None
+    found = report(model, maps, lambda name: f"it is an ordinary {kinds[name]}", {}, batch=batch, training=training)
+    return _with_notes(found, training)
+
+
+def _with_skip(
+    found: Report, skipping: Callable[[list[str]], Decision], decision: Decision, skip: Iterable[str]
+) -> Report:
+    """The report, saying what to give as `skip`, so that no layer loses.
+
+    Args:
+        skipping: decides, given another `skip`.
+        decision: what was decided with this one.
+    """
+    try:
+        left, lose = losing.without_losing(skipping, decision, skip, found.batch)
+    except Exception as error:  # also what a distribution of the user's may raise without some of the layers
+        return replace(found, notes=(f"without the layers that lose sparsify would raise: {error}", *found.notes))
+    if not lose:
+        return found
+    if left is None:
+        note = "each of these sparse layers is expected to be slower than dense: wider layers or a lower density gain"
+        return replace(found, notes=(note, *found.notes))
+    note = f"so that no layer is slower than dense: {losing.written(lose, skip)}"
+    note += f', or skip="{losing.LOSING}"' * (found.batch == BATCH and not skip and Ranks().group is None)
+    return replace(found, skip=(*skip, *losing.escaped(lose)), notes=(note, *found.notes))
+
+
+def _unwrapped(optimizers: Iterable[Any]) -> list[Any]:
+    """What `sparsify` has wrapped, without the wrapping."""
+    return [each.__wrapped__ if is_wrapped(each) else each for each in optimizers]
+
+
+def _with_notes(found: Report, training: TrainingBytes | None) -> Report:
+    """The report, saying of which optimizers the bytes are not known."""
+    if training is None or not training.unknown:
+        return found
+    kinds = ", ".join(sorted(training.unknown))
+    return replace(found, notes=(f"bytes in training are not known: what {kinds} keeps could not be found out",))

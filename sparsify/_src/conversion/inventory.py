@@ -1,0 +1,151 @@
+"""Makes a `Report`: goes through a model and tells of every weight matrix."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sparsify._src.conversion import speed
+from sparsify._src.conversion.linear_maps import LinearMap
+from sparsify._src.conversion.report import LayerReport, Report
+from sparsify._src.conversion.training_bytes import TrainingBytes
+from sparsify._src.layers.attention import SparseMultiheadAttention
+from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.topology import Shape, index_dtype
+
+
+def report(
+    model: nn.Module,
+    maps: Mapping[str, LinearMap],
+    reason_of: Callable[[str], str | None],
+    targets: Mapping[str, int],
+    *,
+    sharing: Collection[str] = (),
+    batch: int = speed.BATCH,
+    training: TrainingBytes | None = None,
+) -> Report:
+    """One row for each weight matrix: what is sparse, what can be, and what cannot.
+
+    Args:
+        reason_of: linear map -> why it stays dense, None where it does not.
+        targets: connections in the end; a sparse layer that is not there stays as it is.
+        sharing: the layers among which a density is shared.
+        batch: rows of input at once.
+        training: tells what training holds beside a weight.
+    """
+    rows: list[LayerReport] = []
+    owned: dict[nn.Module, dict[str, LinearMap]] = defaultdict(dict)
+    for name, linear_map in maps.items():
+        owned[linear_map.owner][name] = linear_map
+    inside = {part for owner in owned for part in owner.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            rows.append(_sparse_row(name, module, targets.get(name), batch, training))
+        elif module in owned:
+            rows += [
+                _row(key, linear_map, reason_of(key), targets.get(key, 0), batch, training)
+                for key, linear_map in owned[module].items()
+            ]
+        elif module not in inside and not isinstance(module, SparseMultiheadAttention):
+            rows += _other_rows(name, module, training)
+    rows = [replace(row, shares=True) if row.name in sharing else row for row in rows]
+    return Report(tuple(rows), _counted_again(model, training), batch)
+
+
+def _counted_again(model: nn.Module, training: TrainingBytes | None) -> tuple[int, int, int]:
+    """Elements, bytes and bytes in training of tied weight matrices, once for each module beyond the first."""
+    seen: set[nn.Parameter] = set()
+    again = []
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.dim() >= 2:
+                again += [parameter] if parameter in seen else []
+                seen.add(parameter)
+    held = sum(p.numel() * p.element_size() for p in again)
+    beside = [training.beside(p) or 0 for p in again] if training else []
+    return sum(p.numel() for p in again), held, held + sum(beside)
+
+
+def _sparse_row(
+    name: str, layer: SparseLinear, left: int | None, batch: int, training: TrainingBytes | None
+) -> LayerReport:
+    nnz = layer.nnz if left is None else left
+    row = _linear_row(name, layer, layer.values, layer.shape, None, nnz, batch, training)
+    if nnz != layer.nnz:
+        return row
+    without_inputs, without_outputs = (int((torch.diff(x) == 0).sum()) for x in (layer.crow, layer.ccol))
+    return replace(row, without_inputs=without_inputs, without_outputs=without_outputs)
+
+
+def _row(
+    name: str, linear_map: LinearMap, reason: str | None, nnz: int, batch: int, training: TrainingBytes | None
+) -> LayerReport:
+    weight = linear_map.owner._parameters.get(linear_map.weight)
+    known = linear_map.linear.weight if weight is None else weight  # computed from others: it has no state of its own
+    return _linear_row(name, linear_map.owner, known, linear_map.shape, reason, nnz, batch, training)
+
+
+def _linear_row(
+    name: str,
+    module: nn.Module,
+    weight: torch.Tensor,
+    shape: Shape,
+    reason: str | None,
+    nnz: int,
+    batch: int,
+    training: TrainingBytes | None,
+) -> LayerReport:
+    """The row of a linear layer, `weight` being the parameter that holds its weight, or more than it."""
+    size, places = weight.element_size(), shape[0] * shape[1]
+    dense = places * size
+    nnz, held = (nnz, nnz * size + index_bytes(nnz, shape)) if reason is None else (places, dense)
+    beside = training.beside(weight, (nnz,) if reason is None else shape) if training else None
+    beside_dense = training.beside(weight, shape) if training else None
+    times: list[float | None] = [None, None]
+    if speed.is_known(weight.device):
+        times[1] = speed.dense_milliseconds(shape, batch)
+        times[0] = speed.milliseconds(shape, nnz, batch) if reason is None else times[1]
+    return LayerReport(
+        name=name,
+        kind=type(module).__name__,
+        shape=shape,
+        nnz=nnz,
+        bytes=held,
+        dense_bytes=dense,
+        reason=reason,
+        milliseconds=times[0],
+        dense_milliseconds=times[1],
+        training_bytes=None if beside is None else held + beside,
+        dense_training_bytes=None if beside_dense is None else dense + beside_dense,
+    )
+
+
+def _other_rows(name: str, module: nn.Module, training: TrainingBytes | None) -> list[LayerReport]:
+    """The row of a module that holds weight matrices of another kind."""
+    matrices = [p for p in module._parameters.values() if p is not None and p.dim() >= 2]
+    if not matrices:
+        return []
+    weight = max(matrices, key=lambda p: p.numel())
+    held = sum(p.numel() * p.element_size() for p in matrices)
+    beside = [training.beside(p) for p in matrices] if training else [None]
+    trained = None if None in beside else held + sum(x or 0 for x in beside)
+    return [
+        LayerReport(
+            name=name,
+            kind=type(module).__name__,
+            shape=tuple(weight.shape),
+            nnz=weight.numel(),
+            bytes=held,
+            dense_bytes=held,
+            reason="only linear layers become sparse",
+            training_bytes=trained,
+            dense_training_bytes=trained,
+        )
+    ]
+
+
+def index_bytes(nnz: int, shape: Shape) -> int:
+    """Bytes of all index buffers of a layer of `shape` with `nnz` connections."""
+    return index_dtype(nnz, shape).itemsize * (3 * nnz + shape[0] + 1 + shape[1] + 1)
