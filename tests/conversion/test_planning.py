@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sparsify import SparseLinear, epsilon, plan, sparsify, summary, uniform
-from sparsify._src.conversion.densities import names
+from sparsify._src.conversion.globs import names
 from tests.support.models import mlp
 
 

@@ -76,11 +76,17 @@ def test_plain_answers_of_an_interval(yes, no):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Evolution(5, drop="magnitude"), "drop must be callable, got 'magnitude'"),
-        (lambda: Evolution(5, scope=None), "scope must be callable, got None"),
-        (lambda: Evolution(5, grow=0.5), "grow must be callable, got 0.5"),
-        (lambda: SET(5, grown_values=0.0), "grown_values must be callable, got 0.0"),
-        (lambda: Evolution(5, start_density=0.5, surplus=0.3), "surplus must be callable, got 0.3"),
+        (
+            lambda: Evolution(5, drop="magnitude"),
+            "drop must be a drop rule such as magnitude, .*, got 'magnitude'. Pass the function itself",
+        ),
+        (lambda: Evolution(5, scope=None), "scope must be a scope such as per_sign, .*, got None"),
+        (lambda: Evolution(5, grow=0.5), "grow must be a growth rule such as uniformly, .*, got 0.5"),
+        (
+            lambda: SET(5, grown_values=0.0),
+            "grown_values must be a function of grown values such as zeros or fan_in_uniform, got 0.0",
+        ),
+        (lambda: Evolution(5, start_density=0.5, surplus=0.3), "surplus must be a schedule such as .*, got 0.3"),
         (lambda: RigL(5, until="9"), "until must be a whole number of optimizer steps, got '9'"),
         (lambda: RigL(5, until=nan), "until must be a whole number of optimizer steps, got nan"),
         (lambda: RigL(5, until=True), "until must be a whole number of optimizer steps, got True"),

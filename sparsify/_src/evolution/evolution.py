@@ -4,15 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 
-from sparsify._src.checks import check_callable, check_count, check_density, check_share, described
+from sparsify._src.checks import check_count, check_density, check_share, described
 from sparsify._src.evolution.drop import DropRule, magnitude
 from sparsify._src.evolution.grown_values import GrownValues, zeros
 from sparsify._src.evolution.growth import GrowthRule, uniformly
 from sparsify._src.evolution.schedules import Schedule
 from sparsify._src.evolution.scopes import Scope, per_sign
+from sparsify._src.ready_made import DROP, GROW, GROWN_VALUES, INTERVAL, SCHEDULE, SCOPE, check_rule, may_be_rule
 from sparsify._src.written import as_typed
 
 Interval = int | Callable[[int], bool] | None
+
+RULES = {"grown_values": GROWN_VALUES, "drop": DROP, "scope": SCOPE, "grow": GROW}
+"""Options of an `Evolution` that are rules, and their kinds."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,18 +65,24 @@ class Evolution:
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
-        if not callable(self.interval) and self.interval is not None:
+        if may_be_rule(self.interval):
+            check_rule("interval", self.interval, INTERVAL, "a whole number of optimizer steps, None")
+        elif self.interval is not None:
             check_steps("interval", self.interval, 1)
         if self.until is not None:
             check_steps("until", self.until, 0)
-        if not callable(self._fraction):
+        if may_be_rule(self._fraction):
+            check_rule("drop_fraction", self._fraction, SCHEDULE, "a number in [0, 1]")
+        else:
             check_fraction(self._fraction)
         if self.start_density is not None:
             check_density(self.start_density, argument="start_density")
         if (self.start_density is None) != (self.surplus is None):
             raise ValueError("start_density and surplus must be given together: where pruning begins, and how it goes.")
-        for name in ("grown_values", "drop", "scope", "grow", *([] if self.surplus is None else ["surplus"])):
-            check_callable(name, getattr(self, name))
+        for name, kind in RULES.items():
+            check_rule(name, getattr(self, name), kind)
+        if self.surplus is not None:
+            check_rule("surplus", self.surplus, SCHEDULE)
 
     def due(self, step: int) -> bool:
         """Whether evolution comes after optimizer step `step` (the first step is 1)."""
