@@ -13,29 +13,33 @@ SHORT.maxother = SHORT.maxstring = 80
 """How values are written in errors."""
 
 
-def check_density(density: object, where: str = "", argument: str = "density") -> float:
-    """Return `density` as a float, or raise if it is not a number in (0, 1]."""
+def check_density(density: object, where: str = "", argument: str = "density", takes_epsilon: bool = False) -> float:
+    """Return `density` as a float, or raise if it is not a number in (0, 1].
+
+    Args:
+        takes_epsilon: whether `epsilon(...)` would do as well.
+    """
     if isinstance(density, bool) or not isinstance(density, Real):
         raise TypeError(
             f"{argument} must be a number in (0, 1], got {shown(density)}{where}.{_plainly(argument, density)}"
         )
     density = float(density)
     if not 0 < density <= 1:
-        hint = _other_readings(density, argument, takes_epsilon=argument == "density" and not where)
+        hint = _other_readings(density, argument, takes_epsilon)
         raise ValueError(f"{argument} must be in (0, 1], got {density:g}{where}.{hint}")
     return density
 
 
 def _other_readings(density: float, argument: str, takes_epsilon: bool) -> str:
     """What someone may have meant by a number that is no density."""
-    if density == 0 and takes_epsilon:
-        return " 0 would leave no connections; small networks begin at density=0.01. skip leaves a layer dense."
+    if density == 0:
+        return " 0 would leave no connection."
     if not 1 < density < math.inf:
         return ""
-    ways = [f"{density:g} % of the weights are {argument}={density / 100:g}"] if density <= 100 else []
-    ways += [f"the paper's epsilon is {argument}=epsilon({density:g})"] if takes_epsilon else []
-    ways += [f"{density:g} % sparsity is {argument}={1 - density / 100:g}"] if density < 100 and density != 50 else []
-    return f" {'; '.join(ways)}." if ways else ""
+    ways = [f"{density:g} % of the weights pass {argument}={density / 100:g}"] if density <= 100 else []
+    ways += [f"the paper's epsilon pass {argument}=epsilon({density:g})"] if takes_epsilon else []
+    ways += [f"{density:g} % sparsity pass {argument}={1 - density / 100:g}"] if density < 100 and density != 50 else []
+    return f" For {', for '.join(ways)}." if ways else ""
 
 
 def _plainly(argument: str, value: object) -> str:

@@ -39,7 +39,7 @@ def test_density_out_of_range_is_an_error(density):
 
 def test_a_percentage_gets_the_way_out():
     with pytest.raises(
-        ValueError, match=r"got 90. 90 % of the weights are density=0.9; .*epsilon\(90\); 90 % sparsity is density=0.1."
+        ValueError, match=r"got 90. For 90 % of the weights pass density=0.9, for 90 % sparsity pass density=0.1."
     ):
         uniform(LENET, 90)
 

@@ -92,7 +92,8 @@ def test_pruning_must_be_whole():
     with pytest.raises(ValueError, match="start_density and surplus must be given together"):
         Evolution(100, start_density=0.5)
     with pytest.raises(
-        ValueError, match=r"start_density must be in \(0, 1\], got 50. 50 % of the weights are start_density=0.5.$"
+        ValueError,
+        match=r"start_density must be in \(0, 1\], got 50. For 50 % of the weights pass start_density=0.5.$",
     ):
         GMP(100, start_density=50)
     with pytest.raises(ValueError, match="pruning must begin"):

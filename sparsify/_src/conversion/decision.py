@@ -149,10 +149,11 @@ def _share_out(
     eligible = {name: linear_map.shape for name, linear_map in maps.items() if name not in reasons}
     shapes = eligible | {name: layer.shape for name, layer in pruned.items()}
     counts = at_most(most, density, shapes, distribution, [*maps, *pruned])
-    if few := [name for name in without_share(density, shapes, distribution, [*maps, *pruned]) if counts[name] == 1]:
+    alone = {name for name, count in counts.items() if count == 1 < shapes[name][0] * shapes[name][1]}
+    if few := [name for name in without_share(density, shapes, distribution, [*maps, *pruned]) if name in alone]:
         warn(
-            f"{len(few)} of {len(counts)} layers keep a single connection, because their share of the density rounds to "
-            f"none: {', '.join(map(repr, few[:5]))}{', ...' if len(few) > 5 else ''}. density=epsilon(1) gives "
+            f"{len(few)} of {len(counts)} layers keep a single connection, because their share of the density rounds "
+            f"to none: {', '.join(map(repr, few[:5]))}{', ...' if len(few) > 5 else ''}. density=epsilon(1) gives "
             "each layer about as many connections as it has units; skip leaves layers dense."
         )
     for name, shape in eligible.items():

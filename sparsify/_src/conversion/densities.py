@@ -67,7 +67,7 @@ def _wanted(
     elif callable(density):
         own = {name: _given(density(shape), name, density) for name, shape in shapes.items()}
     else:
-        shares: object = distribution(shapes, check_density(density))
+        shares: object = distribution(shapes, check_density(density, takes_epsilon=True))
         if not isinstance(shares, Mapping):
             got = f"{shown(shares)} from {written(distribution)}"
             raise TypeError(f"distribution must give a dict of layer name -> density, got {got}.")

@@ -12,25 +12,26 @@ OF_OPTIMIZER = "Make it of model.parameters(), of the model that is passed here.
 SINGLE = {
     Kind.FROZEN: "model must have linear layers that train, got {all} frozen. Call model.requires_grad_(True) first.",
     Kind.SKIPPED: "skip must leave a linear layer to become sparse, got globs that name {all}. Name fewer.",
-    Kind.NOT_NAMED: "density must name a linear layer, got globs that name none of {all}. density=0.1 is for all of them.",
+    Kind.NOT_NAMED: "density must name a linear layer, got none. density=0.1 is for all.",
     Kind.NOT_HELD: (
         "optimizer must hold the weight of a linear layer, got one that holds parameters of model, but of {all} no "
         f"weight. {OF_OPTIMIZER}"
     ),
     Kind.SPLIT: (
-        "optimizer must hold all parameters of the attention modules, got one that holds a part. Name all optimizers in "
-        "one call: sparsify(model, (one, other), ...)."
+        "optimizer must hold all parameters of the attention modules, got one that holds a part. Name all optimizers "
+        "in one call: sparsify(model, (one, other), ...)."
     ),
 }
 """What is said where a reason is that of all linear layers."""
 
 WAYS = {
     "its weight is tied": "Untie it, or give the module a weight of its own.",
-    "its weight has gradient hooks": "Remove the hooks before sparsify(), and register them on layer.values afterwards.",
+    "its weight has gradient hooks": "Remove them before sparsify(), and register them on layer.values afterwards.",
     "its dtype is": "Convert the model first: model.float().",
     "its weight is computed": "Remove the parametrization first: torch.nn.utils.parametrize.remove_parametrizations.",
     "it has a forward": "Make it an nn.Linear, and do in a module around it what its own forward does.",
     "its class": "Make it an nn.Linear, and put into a module around it what its class adds.",
+    "it is an adapter": "Merge the adapters first, or call sparsify() before they are added.",
     "an adapter": "Merge the adapters first, or call sparsify() before they are added.",
 }
 """The beginning of a reason's words -> the way out, where the words do not say it."""
@@ -48,9 +49,7 @@ def why_nothing(model: nn.Module, reasons: Mapping[str, Reason], by_zeros: bool,
         return f"optimizer must hold the parameters of model, got one that holds none of them. {OF_OPTIMIZER}"
     what = "with weights that are zero" if by_zeros else "that can be sparse"
     if not reasons:
-        kinds = sorted(
-            {type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
-        )
+        kinds = sorted({type(module).__name__ for module in model.modules() if [*module.parameters(recurse=False)]})
         there = f"a model whose parameters are in {', '.join(kinds[:5])}" if kinds else "a model without parameters"
         return (
             f"model must hold an nn.Linear {what}, got none: {there}. Linear layers, Conv1D of Transformers and "
@@ -64,8 +63,8 @@ def why_nothing(model: nn.Module, reasons: Mapping[str, Reason], by_zeros: bool,
         return SINGLE[kind].format(all=every.removesuffix(","))
     if by_zeros and kinds_of_reasons == {Kind.FULL}:
         return (
-            f"model must hold an nn.Linear {what}, got none: {every} are dense. Prune first, or keep the largest weights "
-            'of a density: sparsify(..., density=0.1, start="magnitude").'
+            f"model must hold an nn.Linear {what}, got none: {every} are dense. Prune first, or keep the largest "
+            'weights of a density: sparsify(..., density=0.1, start="magnitude").'
         )
     if len(words) == 1:
         [(reason, _)] = words.items()

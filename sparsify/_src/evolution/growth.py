@@ -178,9 +178,9 @@ def checked_places(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
     places, total, device = rule(seen_by(rule, layer), count), layer.shape[0] * layer.shape[1], layer.flat.device
     if fault := fault_of_places(places, layer, count):
         raise ValueError(
-            f"a growth rule must give {count} sorted, unique, inactive places of range({total}) as int64 on {device}, got "
-            f"{fault.got} from {written(rule)} in layer {layer.name!r}. Places are row * in_features + col, "
-            f"outside layer.flat. {fault.way}".rstrip()
+            f"a growth rule must give {count} sorted, unique, inactive places of range({total}) as int64 on {device}, "
+            f"got {fault.got} from {written(rule)} in layer {layer.name!r}. "
+            f"Places are row * in_features + col, outside layer.flat. {fault.way}".rstrip()
         )
     return places.resolve_neg().contiguous()
 
