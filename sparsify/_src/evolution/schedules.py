@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsify._src.checks import check_count, check_share
+from sparsify._src.checks import check_count, check_number, check_share
 from sparsify._src.written import as_typed
 
 Schedule = Callable[[int], float]
@@ -26,6 +26,9 @@ class constant:  # schedules are written like functions
     value: float
     __repr__ = as_typed
 
+    def __post_init__(self) -> None:
+        check_number("value", self.value)
+
     def __call__(self, step: int) -> float:
         """The value."""
         return self.value
@@ -41,7 +44,9 @@ class _Ramp:
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
+        check_number("start", self.start)
         check_count("steps", self.steps, 1, " of optimizer steps")
+        check_number("end", self.end)
 
     def _way(self, step: int) -> float:
         """How much of the way is gone after optimizer step `step`, in [0, 1]."""
@@ -109,6 +114,8 @@ class cubic:
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
+        check_number("begin", self.begin)
+        check_number("end", self.end)
         if not 0 <= self.begin < self.end:
             raise ValueError(
                 f"pruning must begin at 0 or later and before it ends, got begin {self.begin} and end {self.end}."
