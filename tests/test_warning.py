@@ -18,6 +18,7 @@ from sparsify._src.native import library
 from sparsify._src.warning import AROUND, PASSED_OVER, TRAINERS, warn
 from tests.clients.test_accelerate import Accelerator
 from tests.clients.test_lightning import Automatic, lightning, loader, pytestmark  # noqa: F401
+from tests.clients.test_trainer import llama, sparse_pair, trainer_of
 from tests.support.models import mlp
 
 PACKAGE = Path(__file__).parent.parent / "sparsify"
@@ -110,6 +111,18 @@ def test_within_lightning(tmp_path):
 
 
 IN_LIGHTNING = "assert pointed_to(lambda: trainer.fit(module, loader())) == (__file__, IN_LIGHTNING)"
+
+
+def test_within_the_trainer_of_transformers(tmp_path):
+    model = llama(1)
+    held = list(model.parameters())
+    model, optimizer = sparse_pair(model)
+    trainer = trainer_of(model, optimizer, tmp_path, max_steps=1, save_strategy="no")
+    assert pointed_to(lambda: trainer.train()) == (__file__, IN_TRAINER)
+    assert held
+
+
+IN_TRAINER = "assert pointed_to(lambda: trainer.train()) == (__file__, IN_TRAINER)"
 
 
 def test_the_packages_of_the_tests_are_among_them():
