@@ -211,7 +211,11 @@ def test_a_call_that_fails_late_leaves_all_as_it_was(monkeypatch, sabotage, kind
     ("make", "error", "message"),
     [
         (lambda m: (m, sgd(m), 90), ValueError, "density must be in"),
-        (lambda m: (m, sgd(mlp(2, 2)), 0.1), ValueError, "model must hold an nn.Linear that can be sparse, got none"),
+        (
+            lambda m: (m, sgd(mlp(2, 2)), 0.1),
+            ValueError,
+            "^optimizer must hold the parameters of model, got one that holds none of them",
+        ),
         (lambda m: (nn.Sequential(nn.ReLU()), sgd(m), 0.1), ValueError, "got none"),
         (lambda m: (m, m.parameters(), 0.1), TypeError, "optimizer must be a torch.optim.Optimizer, got generator"),
         (

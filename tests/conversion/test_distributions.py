@@ -38,7 +38,9 @@ def test_density_out_of_range_is_an_error(density):
 
 
 def test_a_percentage_gets_the_way_out():
-    with pytest.raises(ValueError, match=r"got 90. For 90% sparsity pass density=0.1."):
+    with pytest.raises(
+        ValueError, match=r"got 90. For 90 % of the weights pass density=0.9, for 90 % sparsity pass density=0.1."
+    ):
         uniform(LENET, 90)
 
 

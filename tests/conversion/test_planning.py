@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sparsify import SparseLinear, epsilon, plan, sparsify, summary, uniform
-from sparsify._src.conversion.densities import names
+from sparsify._src.conversion.globs import names
 from tests.support.models import mlp
 
 
@@ -127,7 +127,11 @@ def test_the_report_prints_as_a_table():
     ("arguments", "error", "message"),
     [
         ({"density": 0}, ValueError, "density must be in"),
-        ({"density": 90}, ValueError, "For 90% sparsity pass density=0.1"),
+        (
+            {"density": 90},
+            ValueError,
+            r"For 90 % of the weights pass density=0.9, for .*epsilon\(90\), for 90 % sparsity pass density=0.1",
+        ),
         ({"density": "0.1"}, TypeError, "density must be a number"),
         ({"density": {"0": 2.0}}, ValueError, "density must be in .* for '0'"),
         ({"density": {"head": 0.1}}, ValueError, "density must name linear layers, got 'head'"),

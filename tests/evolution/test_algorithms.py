@@ -81,10 +81,16 @@ def test_plain_answers_of_an_interval(yes, no):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Evolution(interval=5, drop="magnitude"), "drop must be callable, got 'magnitude'"),
-        (lambda: Evolution(interval=5, scope=None), "scope must be callable, got None"),
-        (lambda: Evolution(interval=5, grow=0.5), "grow must be callable, got 0.5"),
-        (lambda: Evolution(interval=5, start_density=0.5, surplus=0.3), "surplus must be callable, got 0.3"),
+        (
+            lambda: Evolution(interval=5, drop="magnitude"),
+            "drop must be a drop rule such as magnitude, .*, got 'magnitude'. Pass the function itself",
+        ),
+        (lambda: Evolution(interval=5, scope=None), "scope must be a scope such as per_sign, .*, got None"),
+        (lambda: Evolution(interval=5, grow=0.5), "grow must be a growth rule such as uniformly, .*, got 0.5"),
+        (
+            lambda: Evolution(interval=5, start_density=0.5, surplus=0.3),
+            "surplus must be a schedule such as .*, got 0.3",
+        ),
         (lambda: RigL(interval=5, until="9"), "until must be a whole number of optimizer steps, got '9'"),
         (lambda: RigL(interval=5, until=nan), "until must be a whole number of optimizer steps, got nan"),
         (lambda: RigL(interval=5, until=True), "until must be a whole number of optimizer steps, got True"),

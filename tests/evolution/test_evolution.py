@@ -97,7 +97,8 @@ def test_pruning_must_be_whole():
         Evolution(interval=100, surplus=cubic(1.0, 100))
     assert Evolution(until=100, start_density=0.5).pruning == cubic(1.0, 100)
     with pytest.raises(
-        ValueError, match=r"start_density must be in \(0, 1\], got 50. For 50% sparsity pass start_density=0.5"
+        ValueError,
+        match=r"start_density must be in \(0, 1\], got 50. For 50 % of the weights pass start_density=0.5.$",
     ):
         GMP(until=100, start_density=50)
     with pytest.raises(ValueError, match="until must be after begin, got until=100 and begin=200"):

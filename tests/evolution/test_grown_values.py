@@ -24,12 +24,12 @@ NO_PLACES = {
     "torch.sparse_coo torch.int64 (2,) on cpu": positions(3, 9).to_sparse(),
     "Other torch.int64 (2,) on cpu": positions(3, 9).as_subclass(Other),
     "torch.int64 (2,) on cpu": emptied(2, torch.int64),
-    "places that do not rise strictly": positions(9, 3),
-    "places that do not rise strictly ": positions(3, 3),
-    "3 to 400": positions(3, 400),
-    "-1 to 3": positions(-1, 3),
-    "the active 50": positions(3, 50),
-    "the active 210": positions(3, 210),  # just dropped: the weakest two are 190 and 210
+    "places that are not sorted: 9 comes before 3,": positions(9, 3),
+    "place 3 twice": positions(3, 3),
+    "place 400, which is outside 0..399,": positions(3, 400),
+    "place -1, which is outside 0..399,": positions(-1, 3),
+    "place 50, which is active already,": positions(3, 50),
+    "place 210, which was active until now: what is dropped does not grow again,": positions(3, 210),  # it is weakest
 }
 
 
@@ -61,7 +61,7 @@ def test_places_of_a_rule_within_another_must_be_inactive_for_both():
     )
     assert len(update.grown) == 4
     same = positions(30, 31)
-    with pytest.raises(ValueError, match="got the active 30 from <lambda> in layer 'layer'"):
+    with pytest.raises(ValueError, match="got place 30, which is active already, from <lambda> in layer 'layer'"):
         propose_updates(
             Evolution(interval=None, grow=mixed(lambda *_: same, lambda *_: same, share=0.5)), [layer], [0], 0.4
         )

@@ -10,19 +10,22 @@ from torch import Tensor, nn
 
 from sparsify._src.conversion import losing, starts
 from sparsify._src.conversion.decided import Decision
-from sparsify._src.conversion.densities import Density, at_most, check_globs, first_connections, names
+from sparsify._src.conversion.densities import Density, at_most, check_kinds, first_connections, without_share
 from sparsify._src.conversion.distributions import Distribution
 from sparsify._src.conversion.eligibility import Kind, Reason, check_module, refuse_model, why_dense
+from sparsify._src.conversion.globs import check_globs, listed, named
 from sparsify._src.conversion.linear_maps import LinearMap, aliases, find
+from sparsify._src.conversion.refusals import why_nothing
 from sparsify._src.conversion.starts import SKIPPED, Start
 from sparsify._src.evolution import Evolution
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.training import holders
+from sparsify._src.warning import warn
 
 FULL = Reason("its density is 1", Kind.FULL)
 DENSE_IN_START = Reason("it is dense in start")
 WITHOUT_DENSITY = Reason("no density is given")
-NOT_NAMED = Reason("no glob of density names it")
+NOT_NAMED = Reason("no glob of density names it", Kind.NOT_NAMED)
 SPARSE_ALREADY = Reason("it is sparse already, and model.load_state_dict(state_dict) takes over another topology")
 
 WAYS = (
@@ -80,7 +83,8 @@ def decide_skipping(
     prunes = not serves and evolution.start_density is not None
     sparse = starts.existing(model, None)
     existing = {} if serves else starts.existing(model, None if optimizers is None else holders.parameters(*optimizers))
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    check_kinds(density, distribution)
+    skip = listed("skip", skip)
     if not starts.is_by_density(start):
         starts.check_density(start, density, prunes)
         if isinstance(start, Mapping) and skip:
@@ -91,7 +95,7 @@ def decide_skipping(
     maps = find(model)
     check_globs("skip", skip, [*maps, *sparse])
     reasons = why_dense(model, maps, optimizers or None)
-    skipped = {name for name in (*maps, *sparse) if any(names(glob, name) for glob in skip)}
+    skipped = set[str]().union(*(named(glob, [*maps, *sparse]) for glob in skip))
     for name in skipped & maps.keys():
         reasons.setdefault(name, SKIPPED)
     flat: dict[str, Tensor] = {}
@@ -142,6 +146,13 @@ def _share_out(
     eligible = {name: linear_map.shape for name, linear_map in maps.items() if name not in reasons}
     shapes = eligible | {name: layer.shape for name, layer in pruned.items()}
     counts = at_most(most, density, shapes, distribution, [*maps, *pruned])
+    alone = {name for name, count in counts.items() if count == 1 < shapes[name][0] * shapes[name][1]}
+    if few := [name for name in without_share(density, shapes, distribution, [*maps, *pruned]) if name in alone]:
+        warn(
+            f"{len(few)} of {len(counts)} layers keep a single connection, because their share of the density rounds "
+            f"to none: {', '.join(map(repr, few[:5]))}{', ...' if len(few) > 5 else ''}. density=epsilon(1) gives "
+            "each layer about as many connections as it has units; skip leaves layers dense."
+        )
     for name, shape in eligible.items():
         if name not in counts:
             reasons[name] = NOT_NAMED
@@ -168,8 +179,7 @@ def check_something_changes(
         return
     check_dense(model)
     if start == "nonzero" or not decision.has_full:
-        what = "with weights that are zero" if start == "nonzero" else "that can be sparse"
-        raise ValueError(f"model must hold an nn.Linear {what}, got none.\n{table()}")
+        raise ValueError(why_nothing(model, decision.reasons, start == "nonzero", table))
 
 
 def check_dense(model: nn.Module) -> None:

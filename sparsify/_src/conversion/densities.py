@@ -1,37 +1,85 @@
 """What a density means for each layer: how many connections, in the end and at first."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from sparsify._src.checks import check_density
+from sparsify._src.checks import check_density, shown
 from sparsify._src.conversion.distributions import Distribution, in_proportion
-from sparsify._src.topology import Shape, connection_count
+from sparsify._src.conversion.globs import check_globs, named
+from sparsify._src.ready_made import DENSITY, DISTRIBUTION, check_rule, may_be_rule
+from sparsify._src.topology import Shape
+from sparsify._src.written import written
 
 Density = float | Mapping[str, float] | Callable[[Shape], float]
-
-
-def names(glob: str, name: str) -> bool:
-    """Whether `glob` names the module `name` or one that contains it."""
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[: depth + 1]), glob) for depth in range(len(parts)))
 
 
 def connections(
     density: Density, shapes: Mapping[str, Shape], distribution: Distribution, linears: Iterable[str]
 ) -> dict[str, int]:
     """Connections of each layer that `density` covers."""
+    if not isinstance(density, Mapping) and not callable(density):
+        return _exact(_wanted(density, shapes, distribution, linears))
+    wanted = _wanted(density, shapes, distribution, linears)
+    return {name: max(1, round(value)) for name, value in wanted.items()}
+
+
+def without_share(
+    density: Density, shapes: Mapping[str, Shape], distribution: Distribution, linears: Iterable[str]
+) -> list[str]:
+    """The layers that keep one connection only because each keeps one: their share of the density rounds to none."""
+    return [name for name, value in _wanted(density, shapes, distribution, linears).items() if round(value) < 1]
+
+
+def check_kinds(density: object, distribution: object) -> None:
+    """Raise TypeError unless these are of a kind that `connections` takes."""
+    check_rule("distribution", distribution, DISTRIBUTION)
+    if callable(density):
+        check_rule("density", density, DENSITY, "a number in (0, 1], {module-name glob: number}")
+    elif may_be_rule(density) or (
+        density is not None and not isinstance(density, (Mapping, str)) and _has_length(density)
+    ):
+        raise TypeError(
+            f"density must be a number in (0, 1], {{module-name glob: number}} or a function of the shape such as "
+            f"epsilon(20), got {shown(density)}."
+        )
+
+
+def _has_length(value: object) -> bool:
+    try:
+        return len(value) > 0  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
+def _wanted(
+    density: Density, shapes: Mapping[str, Shape], distribution: Distribution, linears: Iterable[str]
+) -> dict[str, float]:
+    """How many connections each layer that `density` covers should have; they need not be whole."""
     if isinstance(density, Mapping):
+        linears = list(linears)
         for glob, value in density.items():
             check_density(value, f" for {glob!r}")
         check_globs("density", tuple(density), linears)
-        matches = {name: [value for glob, value in density.items() if names(glob, name)] for name in shapes}
-        return {name: connection_count(found[0], shapes[name]) for name, found in matches.items() if found}
-    if callable(density):
-        own = {name: check_density(density(shape), f" in layer {name!r}") for name, shape in shapes.items()}
-        return {name: connection_count(value, shapes[name]) for name, value in own.items()}
-    return _exact(distribution(shapes, check_density(density)), shapes)
+        covered = {glob: named(glob, linears) for glob in density}
+        matches = {name: [value for glob, value in density.items() if name in covered[glob]] for name in shapes}
+        own = {name: float(found[0]) for name, found in matches.items() if found}
+    elif callable(density):
+        own = {name: _given(density(shape), name, density) for name, shape in shapes.items()}
+    else:
+        shares: object = distribution(shapes, check_density(density, takes_epsilon=True))
+        if not isinstance(shares, Mapping):
+            got = f"{shown(shares)} from {written(distribution)}"
+            raise TypeError(f"distribution must give a dict of layer name -> density, got {got}.")
+        if uncovered := shapes.keys() - shares.keys():
+            raise ValueError(f"distribution must give every layer a density, got none for {sorted(uncovered)}.")
+        own = {name: _given(shares[name], name, distribution) for name in shapes}
+    return {name: value * shapes[name][0] * shapes[name][1] for name, value in own.items()}
+
+
+def _given(density: object, name: str, rule: object) -> float:
+    """The density that a function of the user's gives to a layer, checked."""
+    return check_density(density, f" in layer {name!r} from {written(rule)}")
 
 
 def at_most(
@@ -85,30 +133,14 @@ def first_connections(
     return {name: max(firsts[name], end) for name, end in ends.items()}
 
 
-def _exact(densities: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """Whole connections of each layer, whose sum is the nearest to the densities' (largest remainder)."""
-    if uncovered := shapes.keys() - densities.keys():
-        raise ValueError(f"distribution must give every layer a density, got none for {sorted(uncovered)}.")
-    wanted = {
-        name: check_density(densities[name], f" in layer {name!r}") * shape[0] * shape[1]
-        for name, shape in shapes.items()
-    }
+def _exact(wanted: Mapping[str, float]) -> dict[str, int]:
+    """Whole connections of each layer, whose sum is the nearest to what is wanted (largest remainder)."""
     counts = {name: max(1, math.floor(value + 1e-6)) for name, value in wanted.items()}
     missing = round(sum(wanted.values())) - sum(counts.values())
     by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
     for name in by_remainder[: max(0, missing)]:
         counts[name] += 1
     return counts
-
-
-def check_globs(argument: str, globs: Sequence[str], layers: Iterable[str]) -> None:
-    """Raise unless each of these globs is one, and names a layer."""
-    layers = list(layers)
-    for glob in globs:
-        if not isinstance(glob, str):
-            raise TypeError(f"{argument} must hold module-name globs, got {glob!r}.")
-        if not any(names(glob, name) for name in layers):
-            raise ValueError(f"{argument} must name linear layers, got {glob!r}, which names none of {layers}.")
 
 
 def sparsity(value: object) -> str:

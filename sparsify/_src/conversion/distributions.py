@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sparsify._src.checks import check_density
+from sparsify._src.checks import check_density, check_number
 from sparsify._src.topology import Shape
 from sparsify._src.written import as_typed
 
@@ -98,6 +98,7 @@ class epsilon:  # written like the functions beside it
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
+        check_number("epsilon", self.value)
         if not self.value > 0:
             raise ValueError(f"epsilon must be positive, got {self.value}. The paper uses 20.")
 

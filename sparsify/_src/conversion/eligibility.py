@@ -23,6 +23,10 @@ class Kind(Enum):
     FROZEN = auto()
     SKIPPED = auto()
     FULL = auto()
+    NOT_NAMED = auto()
+    NOT_HELD = auto()
+    OTHER_MODEL = auto()
+    SPLIT = auto()
     OTHER = auto()
 
 
@@ -39,6 +43,15 @@ class Reason(NamedTuple):
 
 FROZEN = Reason("it is frozen", Kind.FROZEN)
 """The reason of a layer whose weight does not train."""
+
+NOT_HELD = Reason("the optimizer does not hold it", Kind.NOT_HELD)
+
+HELD_NOTHING = Reason(NOT_HELD.words, Kind.OTHER_MODEL)
+"""The same of an optimizer that holds nothing of the model."""
+
+SPLIT = Reason(
+    "the optimizer does not hold all of its attention, which is split: name all optimizers in one call", Kind.SPLIT
+)
 
 HARMLESS = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__", "__constants__"),
@@ -81,6 +94,7 @@ def why_dense(
     """
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     held = None if optimizers is None else {id(p) for p in holders.parameters(*optimizers)}
+    not_held = NOT_HELD if held is None or any(id(p) in held for p in model.parameters()) else HELD_NOTHING
     inside = {
         id(part) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()
     }
@@ -123,9 +137,9 @@ def why_dense(
         if not weight.numel():
             return "it has no weights"
         if held is not None and id(weight) not in held:
-            return "the optimizer does not hold it"
+            return not_held
         if held is not None and any(p.requires_grad and id(p) not in held for p in _split_with(owner)):
-            return "the optimizer does not hold all of its attention, which is split: name all optimizers in one call"
+            return SPLIT
         return None
 
     found = {name: why(linear_map) for name, linear_map in maps.items()}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from sparsify._src.conversion import speed
 from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.eligibility import Kind, Reason
+from sparsify._src.conversion.globs import listed
 from sparsify._src.distributed import Ranks
 
 LOSING = "losing"
@@ -15,11 +16,6 @@ LOSING = "losing"
 def is_asked(skip: object) -> bool:
     """Whether `skip` is the word, and not a list of globs."""
     return isinstance(skip, str) and skip == LOSING
-
-
-def globs(skip: Iterable[str]) -> list[str]:
-    """The globs of `skip`: a string is one."""
-    return [skip] if isinstance(skip, str) else list(skip)
 
 
 def without_losing(
@@ -41,7 +37,7 @@ def without_losing(
         left_out = {name: found[name] for name in decision.maps if name in found}
         if not (decision.first.keys() - slow.keys() or decision.has_full or decision.pruned):
             return None, left_out
-        decision = ask([*globs(skip), *escaped(left_out)])
+        decision = ask([*listed("skip", skip), *escaped(left_out)])
     is_left = decision.first or decision.pruned or not left_out
     return decision if is_left else None, left_out
 
@@ -82,7 +78,7 @@ def checked(decision: Decision | None, left_out: Mapping[str, float]) -> Decisio
 
 def written(left_out: Iterable[str], skip: Iterable[str] = ()) -> str:
     """The argument that leaves these layers dense, and what `skip` names, as one would type it."""
-    return f"skip={[*globs(skip), *escaped(left_out)]!r}"
+    return f"skip={[*listed('skip', skip), *escaped(left_out)]!r}"
 
 
 def _losing(decision: Decision, batch: int) -> dict[str, float]:

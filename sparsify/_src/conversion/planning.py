@@ -13,6 +13,7 @@ from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.decision import check_dense, decide, decide_skipping
 from sparsify._src.conversion.densities import Density
 from sparsify._src.conversion.distributions import Distribution, erdos_renyi
+from sparsify._src.conversion.globs import listed
 from sparsify._src.conversion.inventory import report
 from sparsify._src.conversion.linear_maps import find
 from sparsify._src.conversion.report import Report
@@ -67,7 +68,7 @@ def plan(
             f'skip must name layers where batch is not {BATCH}, got "losing" and batch={batch}: sparsify has no '
             f"batch, and judges at {BATCH}. plan(..., batch={batch}) without it prints the list to paste."
         )
-    skip = skip if losing.is_asked(skip) else losing.globs(skip)  # what can be read once is read
+    skip = skip if losing.is_asked(skip) else listed("skip", skip)  # what can be read once is read
     optimizers = None if optimizer is None else holders.listed(optimizer)
     training = TrainingBytes(_unwrapped(optimizers)) if optimizers else None
     decision = decide(model, density, optimizers, evolution, distribution, skip, start)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sparsify._src.checks import described, is_plain_vector
-from sparsify._src.evolution.layer_view import AroundRule, LayerView, needing_gradient
+from sparsify._src.checks import described, fault_of_vector
+from sparsify._src.evolution.faults import fault_of_scores
+from sparsify._src.evolution.layer_view import AroundRule, LayerView, needing_gradient, seen_by
+from sparsify._src.ready_made import DROP, Kind
 from sparsify._src.vectors import positions
 from sparsify._src.written import written
 
@@ -62,6 +65,7 @@ class sparing_units(AroundRule):  # written like the functions beside it
     """
 
     rule: DropRule = magnitude
+    kind: ClassVar[Kind] = DROP
 
     def __call__(self, layer: LayerView) -> Tensor:
         """The scores that `rule` gives."""
@@ -83,13 +87,15 @@ def checked_scores(rule: DropRule, layer: LayerView) -> Tensor:
     """The scores that a drop rule gives, ready for compiled code: in float32, or float64 where they are.
 
     Raises:
-        ValueError: they are no floating-point vector with one number for each connection, on the layer's device.
+        ValueError: they are no floating-point vector with one number for each connection, on the layer's device; or one
+            is NaN though the connection's value and gradient are numbers.
     """
-    scores, nnz, device = rule(layer), len(layer.flat), layer.flat.device
-    if not is_plain_vector(scores, nnz, device) or not scores.is_floating_point():
+    scores = rule(seen_by(rule, layer))
+    if fault := fault_of_scores(scores, layer):
         raise ValueError(
-            f"a drop rule must give a score to each of the {nnz} connections of layer {layer.name!r}, got "
-            f"{described(scores)} from {written(rule)}. Scores are a dense floating-point vector on {device}."
+            f"a drop rule must give a score to each of the {len(layer.flat)} connections of layer {layer.name!r}, got "
+            f"{fault.got} from {written(rule)}. Scores are a dense floating-point vector on {layer.flat.device}. "
+            f"{fault.way}"
         )
     scores = scores.detach().resolve_neg()
     return scores if scores.dtype == torch.float64 else scores.float()
@@ -102,12 +108,14 @@ def spared_by(rule: DropRule, layer: LayerView, scores: Tensor) -> Tensor | None
         ValueError: it answers with something else.
     """
     spares = getattr(rule, "spares", None)
-    spared = spares(layer, scores) if spares else None
+    spared: Any = spares(seen_by(rule, layer), scores) if spares else None
     if spared is None:
         return None
-    if not is_plain_vector(spared, len(scores), scores.device) or spared.dtype != torch.bool:
+    if (way := fault_of_vector(spared, len(scores), scores.device)) or spared.dtype != torch.bool:
+        way = way or "A mask such as spared > 0 is of bool."
         raise ValueError(
             f"a drop rule's spares() must give a bool to each of the {len(scores)} connections of layer "
-            f"{layer.name!r}, got {described(spared)} from {written(rule)}. Connections that must stay are True."
+            f"{layer.name!r}, got {described(spared)} from {written(rule)}. Connections that must stay are True. {way}"
         )
-    return spared.contiguous()
+    checked: Tensor = spared
+    return checked.contiguous()

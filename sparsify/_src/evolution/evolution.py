@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import Self
 
-from sparsify._src.checks import check_callable, check_count, check_density, check_share, described
+from sparsify._src.checks import check_count, check_density, check_share, described
 from sparsify._src.evolution.drop import DropRule, magnitude
 from sparsify._src.evolution.growth import GrowthRule, uniformly
 from sparsify._src.evolution.schedules import Schedule, cosine, cubic
 from sparsify._src.evolution.scopes import Scope, per_sign
+from sparsify._src.ready_made import DROP, GROW, INTERVAL, SCHEDULE, SCOPE, check_rule, may_be_rule
 from sparsify._src.written import Shown, as_typed
 
 Interval = int | Callable[[int], bool] | Literal["auto"] | None
@@ -22,6 +23,9 @@ FRACTION = 0.3
 
 EVOLUTIONS = 20
 """How many evolutions there are at least, in a training that has as many steps."""
+
+RULES = {"drop": DROP, "scope": SCOPE, "grow": GROW}
+"""Options of an `Evolution` that are rules, and their kinds."""
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -93,20 +97,24 @@ class Evolution(metaclass=Shown):
         raise TypeError(f"{cls.__name__} must get options of its own, got {unknown}, {here}. Its are: {listed}.")
 
     def __post_init__(self) -> None:
-        if isinstance(self.interval, str) and self.interval != "auto":
-            raise ValueError(f'interval must be "auto", a number of optimizer steps or None, got {self.interval!r}.')
-        if not callable(self.interval) and self.interval not in (None, "auto"):
+        if may_be_rule(self.interval) and self.interval != "auto":
+            check_rule("interval", self.interval, INTERVAL, 'a whole number of optimizer steps, "auto", None')
+        elif self.interval not in (None, "auto"):
             check_steps("interval", self.interval, 1)
         if self.until is not None:
             check_steps("until", self.until, 0)
-        if not callable(self.drop_fraction) and self.drop_fraction is not None:
+        if may_be_rule(self.drop_fraction):
+            check_rule("drop_fraction", self.drop_fraction, SCHEDULE, "a number in [0, 1]")
+        elif self.drop_fraction is not None:
             check_fraction(self.drop_fraction)
         if self.start_density is not None:
             check_density(self.start_density, argument="start_density")
         if self.surplus is not None and self.start_density is None:
             raise ValueError("start_density must be given with surplus: it is where pruning begins.")
-        for name in ("drop", "scope", "grow", *([] if self.surplus is None else ["surplus"])):
-            check_callable(name, getattr(self, name))
+        for name, kind in RULES.items():
+            check_rule(name, getattr(self, name), kind)
+        if self.surplus is not None:
+            check_rule("surplus", self.surplus, SCHEDULE)
 
     @property
     def prunes(self) -> bool:

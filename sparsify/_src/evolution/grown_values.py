@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sparsify._src.ready_made import GROWN_VALUES, check_rule
 from sparsify._src.topology import Shape
 
 GrownValues = Callable[[int, Shape, int, torch.Generator], Tensor]
@@ -42,8 +43,8 @@ NAMED: dict[Named, GrownValues] = {"zero": zeros, "fan_in_uniform": fan_in_unifo
 
 def grown_values_of(given: Any) -> GrownValues:
     """The function that a user has given, or named."""
-    if callable(given):
-        return given  # type: ignore[no-any-return]
-    if given not in NAMED:
-        raise ValueError(f"grown_values must be one of {', '.join(map(repr, NAMED))} or a function, got {given!r}.")
-    return NAMED[given]
+    if isinstance(given, str) and given in NAMED:
+        return NAMED[given]
+    check_rule("grown_values", given, GROWN_VALUES, ", ".join(f'"{name}"' for name in NAMED))
+    function: GrownValues = given
+    return function

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sparsify._src import kernels
-from sparsify._src.checks import check_callable, check_count, check_share, described, is_plain_vector
-from sparsify._src.evolution.layer_view import AroundRule, LayerView, needing_gradient, needs_gradient
+from sparsify._src.checks import check_count, check_share
+from sparsify._src.evolution.faults import fault_of_places
+from sparsify._src.evolution.layer_view import AroundRule, LayerView, needing_gradient, needs_gradient, seen_by
+from sparsify._src.ready_made import GROW, Kind, check_rule
 from sparsify._src.topology import index
-from sparsify._src.vectors import common, free_places, lowest, merge, positions, sample, sample_outside
+from sparsify._src.vectors import free_places, lowest, merge, positions, sample, sample_outside
 from sparsify._src.written import as_typed, written
 
 GrowthRule = Callable[[LayerView, int], Tensor]
@@ -115,8 +118,8 @@ class mixed:
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
-        check_callable("first", self.first)
-        check_callable("second", self.second)
+        check_rule("first", self.first, GROW)
+        check_rule("second", self.second, GROW)
         check_share("share", self.share)
 
     @property
@@ -147,6 +150,7 @@ class feeding_units(AroundRule):
     """
 
     rule: GrowthRule = uniformly
+    kind: ClassVar[Kind] = GROW
 
     def __call__(self, layer: LayerView, count: int) -> Tensor:
         """A place in each empty unit, as far as the count goes, and the rest by `rule`."""
@@ -171,25 +175,14 @@ def checked_places(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
     Raises:
         ValueError: they are not `count` sorted, unique places outside `layer.flat`, int64 on its device.
     """
-    places, total, device = rule(layer, count), layer.shape[0] * layer.shape[1], layer.flat.device
-    if not is_plain_vector(places, count, device) or places.dtype != torch.int64:
-        fault = described(places)
-    else:
-        places = places.resolve_neg().contiguous()
-        if not count:
-            return places
-        if (places[1:] <= places[:-1]).any():
-            fault = "places that do not rise strictly"
-        elif places[0] < 0 or places[-1] >= total:
-            fault = f"{int(places[0])} to {int(places[-1])}"
-        elif (active := common(layer.flat, places)) is not None:
-            fault = f"the active {active}"
-        else:
-            return places
-    raise ValueError(
-        f"a growth rule must give {count} sorted, unique, inactive places of range({total}) as int64 on {device}, got "
-        f"{fault} from {written(rule)} in layer {layer.name!r}. Places are row * in_features + col, outside layer.flat."
-    )
+    places, total, device = rule(seen_by(rule, layer), count), layer.shape[0] * layer.shape[1], layer.flat.device
+    if fault := fault_of_places(places, layer, count):
+        raise ValueError(
+            f"a growth rule must give {count} sorted, unique, inactive places of range({total}) as int64 on {device}, "
+            f"got {fault.got} from {written(rule)} in layer {layer.name!r}. "
+            f"Places are row * in_features + col, outside layer.flat. {fault.way}".rstrip()
+        )
+    return places.resolve_neg().contiguous()
 
 
 def _tiles(layer: LayerView) -> Iterator[tuple[int, Tensor]]:
@@ -210,11 +203,6 @@ def _tiles(layer: LayerView) -> Iterator[tuple[int, Tensor]]:
 
 def _operands(layer: LayerView) -> tuple[Tensor, Tensor]:
     """The operands of all backward passes, (examples, out_features) and (examples, in_features), at least float32."""
-    if not layer.passes:
-        raise ValueError(
-            f"growth by gradient needs a backward pass, got none kept for layer {layer.name!r}. Passes are kept before "
-            "the evolutions of the schedule; to evolve by hand, give the algorithm interval=None."
-        )
     dtype = torch.promote_types(layer.values.dtype, torch.float32)
     grad, input = (torch.cat(part).to(dtype).nan_to_num(nan=0.0) for part in zip(*layer.passes, strict=True))
     return grad, input

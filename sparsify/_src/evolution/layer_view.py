@@ -1,15 +1,17 @@
 """What the rules of an evolution may see of a layer, and how one says that it reads gradients."""
 
+import copy
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from sparsify._src.checks import check_callable
+from sparsify._src.ready_made import Kind, check_rule
 from sparsify._src.topology import Shape
-from sparsify._src.written import as_typed
+from sparsify._src.written import as_typed, written
 
 Rule = TypeVar("Rule", bound=Callable[..., object])
 
@@ -32,9 +34,11 @@ class LayerView:
     values: of the connections, (nnz,).
     survives: which connections stay, (nnz,) bool; all of them while drop rules score.
     generator: on the CPU, of this evolution of this layer.
-    gradient: of `values`, (nnz,); None where no backward pass reached the layer.
+    gradient: of `values`, (nnz,). Where no backward pass reached the layer there is none, and reading it raises: a rule
+        that reads it is marked with `needing_gradient`, and asked only where there is one. `has_gradient` tells.
     passes: (gradient of the output (batch, out_features), input (batch, in_features)) of each backward pass that made
-        `gradient`; only where the growth rule is `needing_gradient`. In distributed training this rank's.
+        `gradient`, this rank's in distributed training. They are kept where the growth rule is marked with
+        `needing_gradient`; reading them raises where none were.
     sum_over_ranks: adds up, in place, a tensor that each rank has its own of, such as what a rule computed from
         `passes`: rules must choose alike on every rank. `values` and `gradient` are the same on all ranks already.
     spared: which connections must stay whatever their scores, (nnz,) bool; None for none. Scopes see it.
@@ -67,9 +71,60 @@ class LayerView:
         return self.shape[0] * self.shape[1] - len(self.flat)
 
     @property
+    def has_gradient(self) -> bool:
+        """Whether a backward pass reached the layer, so that there is a `gradient`."""
+        return self.gradient is not None
+
+    @property
     def droppable(self) -> int:
         """How many connections may go: all that are not spared."""
         return len(self.flat) - (0 if self.spared is None else int(self.spared.sum()))
+
+
+class _IfThere:
+    """A field of a `LayerView` that raises ValueError where a rule reads it and it was not given.
+
+    dataclasses reads all fields in `replace`, and in what it writes into this module: these find it as it is.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        self.name, self.what = name, what
+
+    def __get__(self, layer: LayerView | None, _: type) -> Any:
+        if layer is None:
+            raise AttributeError(self.name)
+        value = vars(layer)[self.name]
+        reader = sys._getframe(1).f_globals.get("__name__")
+        if (value is not None and (self.name != "passes" or len(value))) or reader in ("dataclasses", __name__):
+            return value
+        rule = vars(layer).get("asked")
+        if rule is not None and needs_gradient(rule):
+            raise ValueError(
+                f"a rule that reads layer.{self.name} needs a backward pass, got none kept for layer {layer.name!r}. "
+                "Passes are kept for the growth rule, before the evolutions of the schedule; to evolve by hand, give "
+                "the algorithm interval=None."
+            )
+        name = "a rule" if rule is None else written(rule)
+        raise ValueError(
+            f"{name} must be marked with needing_gradient to read layer.{self.name}, got {self.what} in layer "
+            f"{layer.name!r}. Write @needing_gradient above it (from sparsify.evolution import needing_gradient): "
+            "layers that no backward pass reached are left as they are then. A rule that can do without asks "
+            "layer.has_gradient first."
+        )
+
+    def __set__(self, layer: LayerView, value: object) -> None:
+        vars(layer)[self.name] = value
+
+
+for _field in (_IfThere("gradient", "no gradient"), _IfThere("passes", "no recorded backward pass")):
+    setattr(LayerView, _field.name, _field)
+
+
+def seen_by(rule: object, layer: LayerView) -> LayerView:
+    """The layer as `rule` sees it, which errors name where it reads gradients that are not there."""
+    seen = copy.copy(layer)
+    vars(seen)["asked"] = rule
+    return seen
 
 
 def needing_gradient(rule: Rule) -> Rule:
@@ -96,13 +151,15 @@ class AroundRule:
     """A rule that calls another, and needs a gradient if that does.
 
     rule: the other.
+    kind: of both.
     """
 
     rule: Callable[..., Tensor]
+    kind: ClassVar[Kind]
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
-        check_callable("rule", self.rule)
+        check_rule("rule", self.rule, self.kind)
 
     @property
     def needs_gradient(self) -> bool:

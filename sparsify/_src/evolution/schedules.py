@@ -4,9 +4,8 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Real
 
-from sparsify._src.checks import check_count, check_share
+from sparsify._src.checks import check_count, check_number, check_share
 from sparsify._src.written import as_typed
 
 Schedule = Callable[[int], float]
@@ -29,6 +28,9 @@ class constant:  # schedules are written like functions
     value: float
     __repr__ = as_typed
 
+    def __post_init__(self) -> None:
+        check_number("value", self.value)
+
     def __call__(self, step: int) -> float:
         """The value."""
         return self.value
@@ -45,11 +47,10 @@ class _Way:
     __repr__ = as_typed
 
     def __post_init__(self) -> None:
+        check_number("start", self.start)
         check_count("steps", self.steps, 1, STEPS)
+        check_number("end", self.end)
         check_count("begin", self.begin, 0, STEPS)
-        for name in "start", "end":
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), Real):
-                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}. The steps come second.")
 
     def _gone(self, step: int) -> float:
         """How much of the way is gone after optimizer step `step`, in [0, 1]."""

@@ -7,8 +7,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sparsify._src.checks import described, is_plain_vector
-from sparsify._src.evolution.layer_view import LayerView
+from sparsify._src.checks import described, fault_of_vector
+from sparsify._src.evolution.layer_view import LayerView, seen_by
 from sparsify._src.vectors import lowest, positions
 from sparsify._src.written import written
 
@@ -164,7 +164,7 @@ def checked_choices(
         ValueError: it drops what is not there, spared or dropped already, grows more than there is room for, or drops
             another number than grow and the excess.
     """
-    choices: object = scope(layers, scores, excess, fraction)
+    choices: object = scope([seen_by(scope, layer) for layer in layers], scores, excess, fraction)
     if not isinstance(choices, Sequence) or len(choices) != len(layers):
         raise ValueError(
             f"a scope must give a pair (positions, count) for each of {len(layers)} layers, got {described(choices)} "
@@ -190,10 +190,10 @@ def _checked_choice(scope: Scope, layer: LayerView, choice: object) -> Choice:
     if not isinstance(choice, Sequence) or len(choice) != 2:
         raise ValueError(f"a scope must give a pair (positions, count) for each layer, got {described(choice)} {where}")
     dropped, grown = choice
-    if not is_plain_vector(dropped, None, device) or dropped.dtype != torch.int64:
+    if (way := fault_of_vector(dropped, None, device)) or dropped.dtype != torch.int64:
+        way = way or "Turn a boolean vector into positions with .nonzero().squeeze(1), other numbers with .long()."
         raise ValueError(
-            f"a scope must give positions as a vector of int64 on {device}, got {described(dropped)} {where} Turn a "
-            "boolean vector into positions with nonzero().squeeze(1)."
+            f"a scope must give positions as a vector of int64 on {device}, got {described(dropped)} {where} {way}"
         )
     dropped = dropped.resolve_neg()
     if len(dropped) and not 0 <= int(dropped.min()) <= int(dropped.max()) < nnz:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparsify._src.checks import described, is_plain_vector
+from sparsify._src.checks import described, fault_of_vector
 from sparsify._src.evolution.drop import checked_scores, spared_by
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.grown_values import GrownValues
@@ -95,11 +95,18 @@ def checked_grown_values(rule: GrownValues, update: Update, view: LayerView) -> 
         ValueError: `rule` gives something else than a floating-point vector of as many.
     """
     count = len(update.grown)
-    values: object = rule(count, view.shape, len(update.flat), view.generator)
+    values: Tensor = rule(count, view.shape, len(update.flat), view.generator)
     device = values.device if isinstance(values, Tensor) and not values.is_meta else view.flat.device
-    if not is_plain_vector(values, count, device) or not values.is_floating_point():
+    way = fault_of_vector(values, count, device)
+    if way or not values.is_floating_point():
         raise ValueError(
             f"grown_values must give {count} floating-point numbers, got {described(values)} from {written(rule)} in "
-            f"layer {view.name!r}. Give a dense vector, such as torch.zeros(count)."
+            f"layer {view.name!r}. Give a dense vector, such as torch.zeros(count). {way}".rstrip()
+        )
+    if not values.isfinite().all():
+        odd = float(values[~values.isfinite()][0])
+        raise ValueError(
+            f"grown_values must give finite numbers, got {odd} from {written(rule)} in layer {view.name!r}. The "
+            "connections would spoil the whole output."
         )
     return values.detach().resolve_neg()

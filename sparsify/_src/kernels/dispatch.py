@@ -1,7 +1,6 @@
 """Which kernel computes: the best that is here, or the one that was asked for."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from types import ModuleType
 from torch import Tensor
 
 from sparsify._src.kernels import aten, native, torch_sparse
+from sparsify._src.warning import warn
 
 KERNELS = {"native": native, "aten": aten, "torch_sparse": torch_sparse}
 """By name, in the order in which they are preferred on the CPU."""
@@ -72,10 +72,9 @@ def kernel_for(values: Tensor) -> ModuleType:
 
 @cache
 def _warn_of_slowness(name: str) -> None:
-    warnings.warn(
+    warn(
         "sparsify's native CPU kernels were not compiled when it was installed; the kernels "
-        f"{name!r} serve instead, and are slower. Install a C compiler and reinstall sparsify.",
-        stacklevel=6,
+        f"{name!r} serve instead, and are slower. Install a C compiler and reinstall sparsify."
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsify._src.checks import check_callable
+from sparsify._src.checks import shown
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.grown_values import GrownValues, Named, grown_values_of
 from sparsify._src.training.optimizer_state import GrownState, check_grown_state
@@ -37,8 +37,8 @@ class Choices:
         self.evolution.check_complete()
         grown_values_of(self.grown_values)
         check_grown_state(self.grown_state)
-        if self.on_evolve is not None:
-            check_callable("on_evolve", self.on_evolve)
+        if self.on_evolve is not None and not callable(self.on_evolve):
+            raise TypeError(f"on_evolve must be a function of a Record, got {shown(self.on_evolve)}. Pass it itself.")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise TypeError(f"seed must be an int or None, got {self.seed!r}.")
 

@@ -188,7 +188,7 @@ class Evolver:
         """Of the `trained` layers those that can train, and have a gradient where a rule needs it; on all ranks."""
         algorithm, gradients = self.algorithm, self.gradients.made(self.ranks.group is None)
         ready = self.optimizers.able(self.parameters) & set(trained)
-        if needs_gradient(algorithm.drop) or (grows and needs_gradient(algorithm.grow)):
+        if any(map(needs_gradient, [algorithm.drop, algorithm.scope, *[algorithm.grow] * grows])):
             ready &= gradients.keys()
         return agree_who_evolves(self.ranks, self.layers, self.progress, ready, gradients)
 
