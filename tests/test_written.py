@@ -243,5 +243,5 @@ def test_what_is_equal_to_itself_alone_is_not_pickled_for_ranks():
             return Holding, ()
 
     pickled = []
-    assert comparable(constant(Holding())) == comparable(constant(Holding()))
+    assert comparable(coin(0.5, Holding())) == comparable(coin(0.5, Holding()))
     assert not pickled
