@@ -8,7 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify import GMP, SET, Evolution, GraNet, RigL, coin, constant, cosine, epsilon, evolution, uniform, zeros
+from sparsify import (
+    GMP,
+    SET,
+    Evolution,
+    GraNet,
+    RigL,
+    coin,
+    constant,
+    cosine,
+    epsilon,
+    evolution,
+    sparsify,
+    uniform,
+    zeros,
+)
 from sparsify._src.ready_made import (
     DENSITY,
     DISTRIBUTION,
@@ -33,6 +47,7 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
+from tests.support.models import mlp
 
 ARGUMENTS = {
     "grow": GROW,

@@ -100,9 +100,9 @@ class _IfThere:
         rule = vars(layer).get("asked")
         if rule is not None and needs_gradient(rule):
             raise ValueError(
-                f"a rule that reads layer.{self.name} needs a backward pass, got none kept for layer {layer.name!r}. "
-                "Passes are kept for the growth rule, before the evolutions of the schedule; to evolve by hand, give "
-                "the algorithm interval=None."
+                f"growth by gradient needs a backward pass, got none kept for layer {layer.name!r}. Passes are kept "
+                "for a growth rule that is marked with needing_gradient, before the evolutions of the schedule; to "
+                "evolve by hand, give the algorithm interval=None."
             )
         name = "a rule" if rule is None else written(rule)
         raise ValueError(
