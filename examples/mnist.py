@@ -46,16 +46,16 @@ ALGORITHMS = ("static", "SET", "RigL", "GMP", "GraNet")
 
 def evolution(algorithm: str, steps: int, options: argparse.Namespace) -> Evolution:
     """One of `ALGORITHMS`, for a training of so many optimizer steps."""
-    until = int(options.until * steps)
+    until, interval = int(options.until * steps), options.interval or "auto"
     if algorithm == "static":
         return Static()
     if algorithm == "SET":
-        return SET(interval=options.interval, drop_fraction=options.drop_fraction, until=until)
+        return SET(interval=interval, drop_fraction=options.drop_fraction, until=until)
     if algorithm == "RigL":
-        return RigL(interval=options.interval, until=until)
+        return RigL(interval=interval, until=until)
     if algorithm == "GMP":
-        return GMP(until=until * 2 // 3, interval=options.interval)
-    return GraNet(until=until, interval=options.interval, start_density=options.start_density)
+        return GMP(until=until * 2 // 3, interval=interval)
+    return GraNet(until=until, interval=interval, start_density=options.start_density)
 
 
 def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> Result:
@@ -72,6 +72,7 @@ def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> 
             optimizer,
             options.density,
             evolution=evolution(variant, steps, options),
+            grown_values=options.grown_values,
             grown_state=options.grown_state,
             seed=options.seed,
         )
@@ -193,11 +194,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     parser.add_argument("--lr", type=float, help="learning rate; default: 0.1 for sgd, else 0.001")
     parser.add_argument("--hidden", type=int, nargs="+", default=[300, 100], metavar="UNITS", help="hidden layers")
-    parser.add_argument("--interval", type=int, default=SET().interval, help="optimizer steps between evolutions")
+    parser.add_argument("--interval", type=int, help="optimizer steps between evolutions; default: as the length asks")
     parser.add_argument("--drop-fraction", type=float, default=0.3, help="share of the connections dropped at each")
     parser.add_argument("--start-density", type=float, default=0.5, help="of GraNet")
     parser.add_argument("--until", type=float, default=0.75, help="share of the training after which evolution stops")
-    parser.add_argument("--grown-values", choices=["zeros", "fan_in_uniform"], default="zeros")
+    parser.add_argument("--grown-values", choices=["zero", "fan_in_uniform"], default="zero")
     parser.add_argument("--grown-state", choices=["zero", "mean"], default="zero")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", metavar="FOLDER", help="with the IDX .gz files; default: $SPARSIFY_DATA, or download")
