@@ -31,6 +31,18 @@ def test_mnist_compares_prints_and_saves(tmp_path):
         assert (tmp_path / "runs" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_table_is_learned_dense_and_sparse(tmp_path):
+    done = run("tabular.py", "--steps", "150", "--density", "0.05", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    _, *lines = done.stdout.splitlines()
+    rows = {name: [float(cell.strip("%").replace(",", "")) for cell in cells] for name, *cells in map(str.split, lines)}
+    dense, sparse = rows["dense"], rows["sparse"]
+    assert (dense[0], sparse[0]) == (1, 0.05)
+    assert min(dense[1], sparse[1]) > 90
+    assert sparse[2] == round(0.05 * dense[2])
+    assert all(few < many / 3 for few, many in zip(sparse[3:], dense[3:], strict=True))
+
+
 def test_comparing_algorithms_is_resumable(tmp_path):
     algorithms = "dense static SET RigL GMP GraNet"
     arguments = f"--dataset digits --epochs 2 --seeds 2 --densities .1 --hidden 20 --jobs 1 --algorithms {algorithms}"
