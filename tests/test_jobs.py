@@ -1,4 +1,4 @@
-"""What newcomers come for, each job as they would write it: public names only, a plain loop, the data of scikit-learn."""
+"""What newcomers come for, each job as they would write it: public names, plain loops, scikit-learn's data."""
 
 import copy
 import csv
@@ -486,3 +486,123 @@ def test_a_rule_that_gives_what_cannot_be_is_named_and_changes_nothing(digits):
     with pytest.raises(ValueError, match=r"growth rule must give .* sorted.* anywhere in layer '0'"):
         train(model, optimizer, *digits[:2], 150)
     assert torch.equal(model.state_dict()["0.col"], before)
+
+
+# 10. Mistakes, and the words that lead out of them
+
+
+def prepare(density=0.1, *, optimizer=None, **options):
+    model = mlp()
+    return sparsify(model, optimizer or adamw(model), density, **options)
+
+
+def with_sparsity():
+    prepare(None, sparsity=0.9)
+
+
+def without_a_density():
+    model = mlp()
+    sparsify(model, adamw(model))
+
+
+def density_in_the_place_of_the_optimizer():
+    sparsify(mlp(), 0.1)
+
+
+def with_the_optimizer_of_another_model():
+    prepare(optimizer=adamw(mlp()))
+
+
+def with_a_sparse_model():
+    model, _ = prepare()
+    sparsify(model, adamw(model), density=0.1)
+
+
+def with_a_whole_checkpoint():
+    model, optimizer = prepare()
+    sparsify(mlp(), start={"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+
+def with_a_dense_checkpoint():
+    sparsify(mlp(), start=mlp().state_dict())
+
+
+def with_a_layer_that_was_kept():
+    model = nn.Linear(64, 10)
+    sparsify(model, adamw(model), density=0.1)  # what it returns is thrown away
+    model(torch.zeros(1, 64))
+
+
+def with_an_optimizer_that_is_wrapped():
+    model = mlp()
+    optimizer = adamw(model)
+    model, _ = sparsify(model, optimizer, density=0.1)
+    sparsify(model, optimizer, evolution=RigL())  # not the one that sparsify returned
+
+
+def evolving_by_hand_before_any_gradient():
+    _, optimizer = prepare(evolution=RigL())
+    optimizer.evolve()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (lambda: prepare(10), "got 10. For 10 % of the weights pass density=0.1"),
+        (lambda: prepare("10%"), "must be a number in (0, 1]"),
+        (with_sparsity, "density = 1 - sparsity: here density=0.1"),
+        (without_a_density, "such as density=0.1"),
+        (density_in_the_place_of_the_optimizer, "A density is the third argument"),
+        (lambda: prepare(evolution=GMP()), "Say how many optimizer steps the training has: sparsify(..., steps=...)"),
+        (lambda: prepare(evolution=GraNet()), "GraNet(until=...)"),
+        (lambda: GraNet(0.75), "takes its options by name, got 0.75. They are: interval"),
+        (lambda: SET(steps=300), "got steps, an option of sparsify()"),
+        (lambda: prepare(steps=300, evolution=GMP(until=600)), "Leave until out: it follows from steps"),
+        (lambda: prepare(steps=300, evolution=SET(interval=500)), "Leave interval and until out: they follow"),
+        (lambda: prepare(steps=1e4), "must be a whole number of optimizer steps, got 10000.0"),
+        (lambda: prepare(evolution="rigl"), "from sparsify import RigL; evolution=RigL()"),
+        (lambda: prepare(evolution=RigL), "Call it: evolution=RigL()"),
+        (lambda: prepare(evolution=RigL(grow="uniform")), "from sparsify.evolution import uniformly; grow=uniformly"),
+        (lambda: prepare(grown_values="zeros"), 'must be "zero", "fan_in_uniform" or a function'),
+        (lambda: prepare(skip="head"), "got 'head', which names none of ['0', '2', '4']"),
+        (lambda: prepare({"encoder.*": 0.1}), "got 'encoder.*', which names none of ['0', '2', '4']"),
+        (with_the_optimizer_of_another_model, "Make it of model.parameters(), of the model that is passed here"),
+        (with_a_sparse_model, "a new optimizer of the same sparse layers: sparsify(model, optimizer, evolution=...)"),
+        (with_a_whole_checkpoint, "Pass it alone: start=...['model']"),
+        (with_a_dense_checkpoint, "got one without sparse layers"),
+        (lambda: sparsify(mlp(), start="model.pt"), "Load the file first: start=torch.load(...)"),
+        (with_a_layer_that_was_kept, "Write model, optimizer = sparsify(model, optimizer, ...)"),
+        (with_an_optimizer_that_is_wrapped, "Use what it returned"),
+        (evolving_by_hand_before_any_gradient, "must follow a backward pass"),
+        (lambda: sparsify(nn.Conv2d(3, 3, 3), density=0.1), "must hold an nn.Linear that can be sparse"),
+    ],
+)
+def test_a_mistake_is_answered_by_the_way_out(mistake, words):
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as raised:
+        mistake()
+    assert words in str(raised.value)
+
+
+def test_parameters_listed_before_are_warned_of(digits):
+    model = mlp()
+    clipped = list(model.parameters())
+    model, optimizer = sparsify(model, adamw(model), density=0.1, steps=60)
+    with pytest.warns(UserWarning, match=r"Make such lists after sparsify\(\): list\(model.parameters\(\)\)"):
+        train(model, optimizer, *digits[:2], 1)
+    assert len(clipped) == 6
+
+
+def test_the_best_model_of_a_pruning_that_is_not_over_is_warned_of(digits):
+    model = mlp()
+    model, optimizer = sparsify(model, adamw(model), density=0.1, steps=100, evolution=GMP())
+    train(model, optimizer, *digits[:2], 20)
+    with pytest.warns(UserWarning, match="To keep the best model, compare those after step 50"):
+        model.state_dict()
+
+
+def test_an_evaluation_right_after_an_evolution_is_warned_of(digits):
+    model = mlp()
+    model, optimizer = sparsify(model, adamw(model), density=0.1, evolution=SET(interval=10))  # no steps: no end
+    train(model, optimizer, *digits[:2], 10)
+    with pytest.warns(UserWarning, match=r"worse than before it.* sparsify\(\.\.\., steps=\.\.\.\)"):
+        accuracy(model, *digits[2:])
