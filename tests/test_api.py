@@ -1,11 +1,12 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, SparseLinear, Static, densify, sparsify, trim
+from sparsify import SET, SparseLinear, Static, densify, epsilon, sparsify, trim
 from sparsify._src import api
 from sparsify._src.conversion import replacement, transfer
 from tests.support.comparing import assert_same, snapshot
@@ -217,7 +218,15 @@ def test_a_call_that_fails_late_leaves_all_as_it_was(monkeypatch, sabotage, kind
             "^optimizer must hold the parameters of model, got one that holds none of them",
         ),
         (lambda m: (nn.Sequential(nn.ReLU()), sgd(m), 0.1), ValueError, "got none"),
-        (lambda m: (m, m.parameters(), 0.1), TypeError, "optimizer must be a torch.optim.Optimizer, got generator"),
+        (
+            lambda m: (m, m.parameters(), 0.1),
+            TypeError,
+            r"optimizer must be a torch.optim.Optimizer, got generator. Make one .*AdamW\(model.parameters\(\)\)",
+        ),
+        (lambda m: (m, 0.1, None), TypeError, r"got float. A density is the third .*sparsify\(model, None, density\)"),
+        (lambda m: (m, {"0": 0.1}, None), TypeError, "got dict. A density is the third"),
+        (lambda m: (m, epsilon(3), None), TypeError, "got epsilon. A density is the third"),
+        (lambda m: (sgd(m), m, 0.1), TypeError, r"got Sequential. The order is sparsify\(model, optimizer, density\)"),
         (
             lambda m: (m, torch.optim.Muon([m[0].weight]), 0.1),
             TypeError,
@@ -238,11 +247,18 @@ def test_what_cannot_work_is_refused_and_nothing_changed(make, error, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"evolution": "SET"}, TypeError, "evolution must be an Evolution"),
-        ({"evolution": SET}, TypeError, "evolution must be an Evolution"),
+        (
+            {"evolution": "SET"},
+            TypeError,
+            r"evolution must be an Evolution .*: from sparsify import SET; evolution=SET",
+        ),
+        ({"evolution": "rigl"}, TypeError, r"got 'rigl'. Pass .* name: from sparsify import RigL; evolution=RigL\(\)"),
+        ({"evolution": SET}, TypeError, r"got the class SET. Call it: evolution=SET\(\)"),
+        ({"evolution": 5}, TypeError, "evolution must be an Evolution .*, got 5"),
         ({"grown_state": "none"}, ValueError, "grown_state must be"),
         ({"seed": 1.5}, TypeError, "seed must be an int or None"),
-        ({"start": "best"}, ValueError, "start must be"),
+        ({"start": "best.pt"}, ValueError, r"start must be .*got 'best.pt'. Load the file first: start=torch.load"),
+        ({"start": Path("best.pt")}, ValueError, "start must be .*Path. Load the file first"),
     ],
 )
 def test_bad_options_are_named(options, error, message):

@@ -430,11 +430,17 @@ def test_a_bare_linear_on_meta_is_never_allocated_dense(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((), {}, TypeError, r'density must be given. Without a density: start="nonzero" takes a pruned model'),
+        ((), {}, TypeError, r'density must be given, such as .*\. Without a density: start="nonzero" takes a pruned'),
         ((0.3,), {"start": "nonzero"}, ValueError, "density must not be given where start gives the connections"),
         ((), {"start": "nonzero"}, ValueError, "model must hold an nn.Linear with weights that are zero, got none"),
         ((), {"start": "zero"}, ValueError, 'start must be "random", "magnitude", "nonzero", the state dict'),
         ((), {"start": mlp(3, 3)}, ValueError, "start must be the sparse model, got one without sparse layers"),
+        (
+            (),
+            {"start": {"epoch": 3, "best": sparsify(mlp(12, 16, 4), None, 0.3)[0].state_dict()}},
+            ValueError,
+            r"got one at 'best' of a checkpoint. Pass it alone: start=...\['best'\]",
+        ),
         ((), {"start": {}}, ValueError, "start must be the state dict of a sparse model, got one without"),
         (
             (),

@@ -59,6 +59,43 @@ def test_saving_what_is_still_pruned_is_warned_of_once(evolution):
     quietly(model.state_dict)
 
 
+def test_who_saves_before_the_end_of_pruning_is_told_what_can_be_compared():
+    model, optimizer = pair(GMP(interval=1), steps=40)
+    train(model, optimizer, 2)
+    with pytest.warns(UserWarning, match=r"To keep the best model, compare those after step 20\."):
+        model.state_dict()
+
+
+def reset(model):
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+@pytest.mark.parametrize("evolution", [SET(), RigL(), GMP()], ids=repr)
+def test_a_reset_after_the_last_evolution_is_warned_of_where_training_goes_on(evolution):
+    model, optimizer = pair(evolution, steps=20)
+    train(model, optimizer, 20)
+    reset(model)
+    with pytest.warns(UserWarning, match=r"^All sparse layers were reset.* has ended, .*steps="):
+        train(model, optimizer, 1)
+    train(model, optimizer, 1)  # once
+    reset(model)
+    model, optimizer = sparsify(model, optimizer, steps=20, evolution=SET())
+    train(model, optimizer, 20)
+    assert optimizer.history
+
+
+def test_a_reset_of_one_layer_or_before_the_last_evolution_is_nobodys_mistake():
+    model, optimizer = pair(SET(), steps=20)
+    reset(model)
+    train(model, optimizer, 10)
+    reset(model)
+    train(model, optimizer, 10)
+    model[0].reset_parameters()
+    train(model, optimizer, 1)
+
+
 @pytest.mark.parametrize("evolution", [SET(interval=1, until=100), RigL(interval=1, until=100), Static()], ids=repr)
 def test_what_keeps_its_density_is_saved_without_a_word(evolution):
     model, optimizer = pair(evolution)

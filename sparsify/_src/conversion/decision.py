@@ -192,7 +192,8 @@ def check_dense(model: nn.Module) -> None:
 def _go_on(model: nn.Module, existing: dict[str, SparseLinear], prunes: bool, is_sparse: bool) -> Decision:
     """Where no density is given: with the layers that are sparse already, by another algorithm or optimizer."""
     if not existing:
-        raise TypeError(f"density must be given. {f'{WAYS} {IS_SPARSE}' if is_sparse else WAYS}")
+        ways = f"{WAYS} {IS_SPARSE}" if is_sparse else WAYS
+        raise TypeError(f"density must be given, such as density=0.1 for a tenth of the weights. {ways}")
     if prunes:
         raise ValueError(starts.PRUNES_TO)
     maps = find(model)

@@ -22,6 +22,7 @@ from sparsify._src.conversion.starts import Start
 from sparsify._src.conversion.training_bytes import TrainingBytes
 from sparsify._src.distributed import Ranks
 from sparsify._src.evolution import SET, Evolution
+from sparsify._src.evolution.algorithms import check_evolution
 from sparsify._src.training import holders
 from sparsify._src.training.arguments import is_wrapped
 
@@ -60,8 +61,7 @@ def plan(
         'its density is 1'
     """
     starts.check(start)
-    if not isinstance(evolution, Evolution):
-        raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {evolution!r}.")
+    check_evolution(evolution)
     check_count("batch", batch, 1)
     if losing.is_asked(skip) and batch != BATCH:
         raise ValueError(

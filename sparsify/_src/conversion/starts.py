@@ -1,6 +1,7 @@
 """Where training starts: which layers are sparse then, and at which connections, where not a density says it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -39,9 +40,10 @@ def check(start: object) -> None:
     if isinstance(start, (Mapping, nn.Module)) or (isinstance(start, str) and start in (*BY_DENSITY, "nonzero")):
         return
     got = repr(start) if isinstance(start, str) else type(start).__name__
+    way_out = " Load the file first: start=torch.load(...)." if isinstance(start, (str, PathLike)) else ""
     raise ValueError(
         'start must be "random", "magnitude", "nonzero", the state dict of a sparse model or a sparse model, got '
-        f"{got}."
+        f"{got}.{way_out}"
     )
 
 
@@ -110,6 +112,9 @@ def given_topologies(
 
 def _without_sparse_layers(start: Mapping[str, Any] | nn.Module) -> str:
     kind = "state dict of a sparse model" if isinstance(start, Mapping) else "sparse model"
+    for name, part in start.items() if isinstance(start, Mapping) else ():
+        if isinstance(part, Mapping) and checkpoint.sparse_layers({key: 0 for key in part if isinstance(key, str)}):
+            return f"start must be the {kind}, got one at {name!r} of a checkpoint. Pass it alone: start=...[{name!r}]."
     return (
         f"start must be the {kind}, got one without sparse layers. Load dense weights into the model first; then "
         'start="nonzero" takes what is not zero, and start="magnitude" the largest of a density.'

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from sparsify._src.checks import check_density
+from sparsify._src.checks import check_density, shown
 from sparsify._src.evolution.drop import DropRule, magnitude
 from sparsify._src.evolution.evolution import Evolution, Interval, check_steps
 from sparsify._src.evolution.growth import GrowthRule, by_gradient, uniformly
@@ -176,6 +176,21 @@ class Static(Evolution):
     drop: DropRule = _fixed(magnitude)
     scope: Scope = _fixed(per_sign)
     grow: GrowthRule = _fixed(uniformly)
+
+
+def check_evolution(evolution: object) -> None:
+    """Raise TypeError unless it is an `Evolution`."""
+    if isinstance(evolution, Evolution):
+        return
+    if isinstance(evolution, type) and issubclass(evolution, Evolution):
+        got, way_out = f"the class {evolution.__name__}", f" Call it: evolution={evolution.__name__}()."
+    else:
+        got, way_out = shown(evolution), ""
+    if isinstance(evolution, str):
+        names = {algorithm.__name__.lower(): algorithm.__name__ for algorithm in (SET, RigL, GMP, GraNet, Static)}
+        name = names.get(evolution.lower(), "SET")
+        way_out = f" Pass the algorithm itself, not its name: from sparsify import {name}; evolution={name}()."
+    raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {got}.{way_out}")
 
 
 def _check_pruning(algorithm: Evolution) -> None:

@@ -1,5 +1,9 @@
 """Checks an optimizer that is to be wrapped, before anything is changed."""
 
+from collections.abc import Mapping
+from numbers import Real
+
+from torch import nn
 from torch.optim import Optimizer
 
 from sparsify._src.torch_private import step_hooks
@@ -18,7 +22,9 @@ def check_optimizer(optimizer: object) -> None:
         raise TypeError("optimizer must not be wrapped already, got a SparseOptimizer. Pass the original optimizer.")
     inside = holders.optimizers(optimizer)
     if not isinstance(optimizer, Optimizer) and len(inside) < 2:
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.{_instead(optimizer)}"
+        )
     if is_of_a_trainer(optimizer):
         raise TypeError(
             f"optimizer must be the original one, got {type(optimizer).__name__}, a trainer's. Call sparsify() before "
@@ -35,3 +41,12 @@ def check_optimizer(optimizer: object) -> None:
             f"optimizer must tell of its steps, got {type(optimizer).__name__}, which calls no step hooks, and "
             "holds no torch.optim.Optimizer that does. Call Optimizer.__init__ in its constructor."
         )
+
+
+def _instead(given: object) -> str:
+    """The way out where something else stands in the place of an optimizer."""
+    if isinstance(given, nn.Module):
+        return " The order is sparsify(model, optimizer, density)."
+    if isinstance(given, (Real, Mapping)) or (callable(given) and not isinstance(given, type)):
+        return " A density is the third argument, or density=...; without an optimizer: sparsify(model, None, density)."
+    return " Make one of the model's parameters, such as torch.optim.AdamW(model.parameters())."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsify._src.checks import shown
+from sparsify._src.evolution.algorithms import check_evolution
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.grown_values import GrownValues, Named, grown_values_of
 from sparsify._src.training.optimizer_state import GrownState, check_grown_state
@@ -32,8 +33,7 @@ class Choices:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.evolution, Evolution):
-            raise TypeError(f"evolution must be an Evolution such as SET() or Static(), got {self.evolution!r}.")
+        check_evolution(self.evolution)
         self.evolution.check_complete()
         grown_values_of(self.grown_values)
         check_grown_state(self.grown_state)

@@ -44,7 +44,7 @@ class Evolver:
         loading: whether loading a state dict was begun, and not finished.
         old_weights: dense weights that the layers have replaced.
         foreign: watches what other code writes into the layers between steps.
-        remarks: on saving and evaluating the layers, made by `take_charge`.
+        remarks: on saving, evaluating and resetting the layers, made by `take_charge`.
         is_checked: whether what the optimizer keeps was found to be elementwise, after a step.
     """
 
@@ -85,9 +85,9 @@ class Evolver:
     def begin_step(self) -> None:
         """Before the optimizer steps: its buffers must belong to the topologies, and all ranks must begin alike."""
         self._prepare_step()
-        if self.old_weights:
-            old, self.old_weights = self.old_weights, []
-            warn_of_old_weights(old)
+        old, self.old_weights = self.old_weights, []
+        warn_of_old_weights(old)
+        self.remarks.trained()
         if stale := replaced_topologies.stale(self.evolved):
             kept = self.optimizers.kept()
             with replaced_topologies.saying_afresh(stale, kept):
@@ -149,6 +149,7 @@ class Evolver:
         if reset := {name: each for name, each in self.evolved.items() if each.was_reset}:
             Swap(replaced_topologies.prepare_reset(reset, self.optimizers.kept(), self.progress), [self]).commit()
             self.ranks.met = False  # they may have drawn different topologies
+            self.remarks.is_anew |= len(reset) == len(self.evolved)
 
     def _prepare_step(self) -> None:
         self.make_whole()

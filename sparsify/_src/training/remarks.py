@@ -1,4 +1,4 @@
-"""What a user should know who saves a model, makes it dense or evaluates it while its topology still changes."""
+"""What a user should know who saves, densifies or evaluates a model while its topology changes, or resets it after."""
 
 import math
 from collections.abc import Mapping
@@ -10,26 +10,40 @@ from sparsify._src.training.progress import Progress, Record
 from sparsify._src.warning import warn
 
 RECOVERS = 3
-"""Steps after an evolution in which accuracy comes back; `examples/after_evolution.py` measures it."""
+"""Steps after an evolution in which accuracy comes back."""
 
 
 class Remarks:
-    """Remarks on the layers of one optimizer, each made once.
+    """Remarks on the layers of one optimizer, each made once, but for those on resets.
 
     Args:
         algorithm, progress: of the optimizer.
         layers: which it evolves.
+    Attributes:
+        is_anew: whether all layers have been reset since the last step.
     """
 
     def __init__(self, algorithm: Evolution, progress: Progress, layers: Mapping[str, SparseLinear]) -> None:
         self.algorithm, self.progress, self.layers = algorithm, progress, WeakSet(layers.values())
         self.evolved_at: int | None = None
         self.made: set[str] = set()
+        self.is_anew = False
 
     def note(self, record: Record) -> None:
         """An evolution has come by the schedule."""
         if self.algorithm.until is None and any(record.dropped.values()):
             self.evolved_at = record.step
+
+    def trained(self) -> None:
+        """Say it if all layers were reset, as for a new training, and evolution has ended: a step comes."""
+        is_anew, self.is_anew = self.is_anew, False
+        until, step = self.algorithm.until, self.progress.step
+        if is_anew and until is not None and step >= until:
+            warn(
+                f"All sparse layers were reset, but their topologies stay: {self.algorithm!r} has ended, as {step:,} "
+                "steps are done. For a new training, such as the next fold, call sparsify(model, optimizer, "
+                "steps=..., evolution=...): steps and history begin anew."
+            )
 
     @property
     def density(self) -> float:
@@ -66,13 +80,24 @@ class Remarks:
         """Whether the layers have more connections than they are to have in the end."""
         return self.algorithm.prunes and self.density > self.target
 
+    @property
+    def _way_out(self) -> str:
+        """What to do where a model is used that is still being pruned."""
+        end = self.algorithm.target_step
+        if end is None or end <= self.progress.step:
+            return "If training is over, say how long it is: sparsify(..., steps=...)."
+        return (
+            f"To keep the best model, compare those after step {end:,}. If training is over, it was shorter than "
+            "steps= or until= said."
+        )
+
     def saved(self, how: str = "saved") -> None:
         """Say it if pruning has not reached its target: a layer is saved, or made dense."""
         if self.is_pruning and how not in self.made:
             self.made.add(how)
             warn(
                 f"The model that is {how} is still being pruned: {self.standing}; {self.progress.step:,} steps are "
-                "done. If training is over, say how long it is: sparsify(..., steps=...)."
+                f"done. {self._way_out}"
             )
 
     def evaluated(self) -> None:
