@@ -17,6 +17,15 @@ from sparsify.evolution import uniformly
 from sparsify.interchange import to_scipy
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _in_one_thread():
+    """Layers this small only wait for one another in several, where other processes are at work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def digits():
     images, labels = datasets.load_digits(return_X_y=True)
