@@ -1,5 +1,8 @@
 """Checks an optimizer that is to be wrapped, before anything is changed."""
 
+from collections.abc import Mapping
+from numbers import Real
+
 from torch.optim import Optimizer
 
 from sparsify._src.torch_private import step_hooks
@@ -18,7 +21,7 @@ def check_optimizer(optimizer: object) -> None:
         raise TypeError("optimizer must not be wrapped already, got a SparseOptimizer. Pass the original optimizer.")
     inside = holders.optimizers(optimizer)
     if not isinstance(optimizer, Optimizer) and len(inside) < 2:
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {_named(optimizer)}.{_way_out(optimizer)}")
     if is_of_a_trainer(optimizer):
         raise TypeError(
             f"optimizer must be the original one, got {type(optimizer).__name__}, a trainer's. Call sparsify() before "
@@ -35,3 +38,15 @@ def check_optimizer(optimizer: object) -> None:
             f"optimizer must tell of its steps, got {type(optimizer).__name__}, which calls no step hooks, and "
             "holds no torch.optim.Optimizer that does. Call Optimizer.__init__ in its constructor."
         )
+
+
+def _named(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _way_out(value: object) -> str:
+    if isinstance(value, type):
+        return f" Make one: {value.__name__}(model.parameters(), ...)."
+    if isinstance(value, (Real, Mapping)) or callable(value):
+        return " If that is the density, name it: sparsify(model, density=...)."
+    return ""

@@ -66,13 +66,18 @@ class Remarks:
         """Whether the layers have more connections than they are to have in the end."""
         return self.algorithm.prunes and self.density > self.target
 
+    @property
+    def unfinished(self) -> str | None:
+        """What pruning has still to do; None where it has reached its target, and where nothing is pruned."""
+        return f"still being pruned: {self.standing}" if self.is_pruning else None
+
     def saved(self, how: str = "saved") -> None:
         """Say it if pruning has not reached its target: a layer is saved, or made dense."""
-        if self.is_pruning and how not in self.made:
+        if (unfinished := self.unfinished) and how not in self.made:
             self.made.add(how)
             warn(
-                f"The model that is {how} is still being pruned: {self.standing}; {self.progress.step:,} steps are "
-                "done. If training is over, say how long it is: sparsify(..., steps=...)."
+                f"The model that is {how} is {unfinished}; {self.progress.step:,} steps are done. If training is over, "
+                "say how long it is: sparsify(..., steps=...)."
             )
 
     def evaluated(self) -> None:
