@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sparsify import SET, Evolution, GraNet, RigL, SparseLinear, Static, plan, sparsify
+from sparsify import SET, GraNet, RigL, SparseLinear, Static, plan, sparsify
 
 # Not of the library itself, or tables and prose.
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 HELD_OUT = 20  # one file in so many is for validation
 KINDS = 100  # of characters
 UNKNOWN = "\ufffd"  # stands for all the rarer ones
-EVOLUTIONS = ("static", "SET", "RigL", "GraNet")
+EVOLUTIONS = {"static": Static, "SET": SET, "RigL": RigL, "GraNet": GraNet}
 
 
 class Text(NamedTuple):
@@ -131,16 +131,6 @@ def build(width: int, text: Text, options: argparse.Namespace) -> GPT:
     return GPT(len(text.characters), width, options.layers, options.heads, options.context)
 
 
-def evolution(algorithm: str, steps: int, interval: int) -> Evolution:
-    """One of `EVOLUTIONS`, over the first three quarters of so many optimizer steps."""
-    until = steps * 3 // 4
-    if algorithm == "static":
-        return Static()
-    if algorithm == "SET":
-        return SET(interval=interval, until=until)
-    return RigL(interval=interval, until=until) if algorithm == "RigL" else GraNet(until=until, interval=interval)
-
-
 def train(variant: str, width: int, text: Text, options: argparse.Namespace) -> Result:
     """Train one GPT: "dense", or sparse with one of `EVOLUTIONS`."""
     torch.manual_seed(options.seed)
@@ -148,9 +138,11 @@ def train(variant: str, width: int, text: Text, options: argparse.Namespace) -> 
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=0.1)
 
     if variant != "dense":
-        print(f"\n{plan(model, options.density)}")
-        evolving = evolution(variant, options.steps, options.interval)
-        model, optimizer = sparsify(model, optimizer, options.density, evolution=evolving, seed=options.seed)
+        print(f"\n{plan(model, options.density, optimizer=optimizer)}")
+        evolution = EVOLUTIONS[variant]()
+        model, optimizer = sparsify(
+            model, optimizer, options.density, steps=options.steps, evolution=evolution, seed=options.seed
+        )
 
     name = f"dense, width {width}" if variant == "dense" else f"sparse ({variant}), width {width}"
     warmup = max(1, options.steps // 20)
@@ -282,7 +274,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--density", type=float, default=0.1, help="share of the connections kept, in (0, 1]")
     parser.add_argument("--evolution", choices=EVOLUTIONS, default="SET", help="how the topology evolves")
-    parser.add_argument("--interval", type=int, default=100, help="optimizer steps between evolutions")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=16, help="windows of text in a step")
     parser.add_argument("--lr", type=float, default=3e-3, help="learning rate, after warm-up")

@@ -35,14 +35,10 @@ def train(data: datasets.Dataset, options: argparse.Namespace) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     sampler = DistributedSampler(range(len(data.train_images)))
     steps = -(-len(sampler) // options.batch_size) * options.epochs
-    until = steps * 3 // 4
-    evolution = (
-        RigL(interval=options.interval, until=until)
-        if options.algorithm == "RigL"
-        else SET(interval=options.interval, drop_fraction=0.3, until=until)
-    )
+    kind = RigL if options.algorithm == "RigL" else SET
+    evolution = kind(interval=options.interval or "auto")
 
-    model, optimizer = sparsify(model, optimizer, options.density, evolution=evolution)
+    model, optimizer = sparsify(model, optimizer, options.density, steps=steps, evolution=evolution)
 
     sparse_bytes = gradient_bytes(model, data)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -121,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a sparse network in several processes: run it by torchrun.")
     parser.add_argument("--density", type=float, default=0.1, help="share of the connections kept, in (0, 1]")
     parser.add_argument("--algorithm", choices=["RigL", "SET"], default="RigL", help="how the topology evolves")
-    parser.add_argument("--interval", type=int, default=100, help="optimizer steps between evolutions")
+    parser.add_argument("--interval", type=int, help="optimizer steps between evolutions; default: 20 or more in all")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=50, help="of each rank")
     parser.add_argument("--data", metavar="FOLDER", help="with the IDX .gz files; default: $SPARSIFY_DATA, or download")

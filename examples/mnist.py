@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from functools import partial
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -41,21 +42,16 @@ class Result(NamedTuple):
     inputs_after: Tensor | None
 
 
-ALGORITHMS = ("static", "SET", "RigL", "GMP", "GraNet")
+ALGORITHMS = {"static": Static, "SET": SET, "RigL": RigL, "GMP": GMP, "GraNet": GraNet}
 
 
 def evolution(algorithm: str, steps: int, options: argparse.Namespace) -> Evolution:
-    """One of `ALGORITHMS`, for a training of so many optimizer steps."""
-    until, interval = int(options.until * steps), options.interval or "auto"
-    if algorithm == "static":
-        return Static()
-    if algorithm == "SET":
-        return SET(interval=interval, drop_fraction=options.drop_fraction, until=until)
-    if algorithm == "RigL":
-        return RigL(interval=interval, until=until)
-    if algorithm == "GMP":
-        return GMP(until=until * 2 // 3, interval=interval)
-    return GraNet(until=until, interval=interval, start_density=options.start_density)
+    """One of `ALGORITHMS`, with the options that were given; the others follow from the steps."""
+    kind = ALGORITHMS[algorithm]
+    given = {name: getattr(options, name) for name in ("interval", "drop_fraction", "start_density")}
+    given["until"] = None if options.until is None else int(options.until * steps)
+    known = signature(kind).parameters
+    return kind(**{name: value for name, value in given.items() if value is not None and name in known})
 
 
 def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> Result:
@@ -71,6 +67,7 @@ def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> 
             model,
             optimizer,
             options.density,
+            steps=steps,
             evolution=evolution(variant, steps, options),
             grown_values=options.grown_values,
             grown_state=options.grown_state,
@@ -194,10 +191,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     parser.add_argument("--lr", type=float, help="learning rate; default: 0.1 for sgd, else 0.001")
     parser.add_argument("--hidden", type=int, nargs="+", default=[300, 100], metavar="UNITS", help="hidden layers")
-    parser.add_argument("--interval", type=int, help="optimizer steps between evolutions; default: as the length asks")
-    parser.add_argument("--drop-fraction", type=float, default=0.3, help="share of the connections dropped at each")
-    parser.add_argument("--start-density", type=float, default=0.5, help="of GraNet")
-    parser.add_argument("--until", type=float, default=0.75, help="share of the training after which evolution stops")
+    given = parser.add_argument_group("evolution", "what is not given follows from how long training is")
+    given.add_argument("--interval", type=int, help="optimizer steps between evolutions")
+    given.add_argument("--drop-fraction", type=float, help="share of the connections dropped at each, constant")
+    given.add_argument("--start-density", type=float, help="of GraNet and GMP")
+    given.add_argument("--until", type=float, help="share of the training after which evolution stops")
     parser.add_argument("--grown-values", choices=["zero", "fan_in_uniform"], default="zero")
     parser.add_argument("--grown-state", choices=["zero", "mean"], default="zero")
     parser.add_argument("--seed", type=int, default=0)

@@ -223,9 +223,9 @@ def test_a_call_that_fails_late_leaves_all_as_it_was(monkeypatch, sabotage, kind
             TypeError,
             r"optimizer must be a torch.optim.Optimizer, got generator. Make one .*AdamW\(model.parameters\(\)\)",
         ),
-        (lambda m: (m, 0.1, None), TypeError, r"got float. A density is the third .*sparsify\(model, None, density\)"),
-        (lambda m: (m, {"0": 0.1}, None), TypeError, "got dict. A density is the third"),
-        (lambda m: (m, epsilon(3), None), TypeError, "got epsilon. A density is the third"),
+        (lambda m: (m, 0.1, None), TypeError, r"got float. If that is the density, name it: sparsify\(model, density="),
+        (lambda m: (m, {"0": 0.1}, None), TypeError, "got dict. If that is the density"),
+        (lambda m: (m, epsilon(3), None), TypeError, "got epsilon. If that is the density"),
         (lambda m: (sgd(m), m, 0.1), TypeError, r"got Sequential. The order is sparsify\(model, optimizer, density\)"),
         (
             lambda m: (m, torch.optim.Muon([m[0].weight]), 0.1),
@@ -272,7 +272,9 @@ def test_sparsify_twice_says_so():
     model = mlp(12, 16, 4)
     model, optimizer = sparsify(model, sgd(model), 0.3)
     for again in optimizer, sgd(model), None:
-        with pytest.raises(ValueError, match=r"got SparseLinear in layer '0'. To prune it further: trim"):
+        with pytest.raises(
+            ValueError, match=r"got SparseLinear in layer '0'. To train it .* To prune it further: trim"
+        ):
             sparsify(model, again, 0.3)
     other = mlp(12, 16, 4)
     with pytest.raises(TypeError, match="must not be wrapped already"):

@@ -84,9 +84,7 @@ def test_ddp_trains_equal_topologies_in_two_processes_and_goes_on_in_one(tmp_pat
     assert len({first, second, third}) == 3
 
 
-TINY = (
-    "--width 32 --layers 1 --heads 2 --context 32 --batch-size 16 --megabytes .4 --validations 2 --interval 20".split()
-)
+TINY = "--width 32 --layers 1 --heads 2 --context 32 --batch-size 16 --megabytes .4 --validations 2".split()
 
 
 def test_charlm_learns_more_than_frequencies_and_stays_sparse():

@@ -24,6 +24,20 @@ def test_snippet_runs(number, tmp_path, monkeypatch):
         exec(compile(snippet, "README.md", "exec"), namespace)
 
 
+def test_the_front_page_evolves_prunes_to_what_was_asked_and_tells(capsys):
+    torch.manual_seed(0)
+    namespace = {}
+    exec(compile(SNIPPETS[0], "README.md", "exec"), namespace)
+    shown = re.search(r"```\n(\d.*?)```", README, flags=re.DOTALL)[1]
+    told = capsys.readouterr().out
+    right = re.compile(r"^\d+\.\d%")
+    assert right.sub("", told) == right.sub("", shown), "density and bytes are exact"
+    assert float(namespace["right"]) > 0.92
+    assert abs(float(namespace["right"]) - float(shown.partition("%")[0]) / 100) < 0.02
+    assert len(namespace["optimizer"].history) > 20
+    assert abs(namespace["whole"].density - 0.05) < 1e-3
+
+
 def test_there_are_snippets():
     assert len(SNIPPETS) >= 4
 
@@ -48,6 +62,7 @@ def test_the_tables_of_the_readme_are_what_is_printed(monkeypatch, capsys):
     number = next(n for n, snippet in enumerate(SNIPPETS) if "print(plan(" in snippet)
     namespace = {}
     for snippet in SNIPPETS[0], SNIPPETS[number]:
+        capsys.readouterr()
         exec(compile(snippet, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out
     tables = re.findall(r"```\n(layer .*?)```", README, flags=re.DOTALL)

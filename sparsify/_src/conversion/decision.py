@@ -35,10 +35,9 @@ WAYS = (
 """What an error about densities names."""
 
 IS_SPARSE = (
-    "To prune it further: trim(model, fraction, optimizer), or sparsify(model, optimizer, density, "
-    "evolution=GMP(...)) with the optimizer that sparsify() returned. For another algorithm, or a new optimizer of the "
-    "same sparse layers: sparsify(model, optimizer, evolution=...) without a density. For other topologies: "
-    "reset_parameters() of its layers, or sparsify(densify(model), ...)."
+    "To train it with a new optimizer, or by another algorithm: sparsify(model, optimizer, steps=...), without a "
+    "density. To prune it further: trim(model, fraction, optimizer), or sparsify(model, optimizer, density, "
+    "evolution=GMP(), steps=...). For other topologies of the same sizes: reset_parameters() of its layers."
 )
 """What can be done with a model that is sparse already."""
 

@@ -23,6 +23,7 @@ from sparsify._src.conversion.training_bytes import TrainingBytes
 from sparsify._src.distributed import Ranks
 from sparsify._src.evolution import SET, Evolution
 from sparsify._src.evolution.algorithms import check_evolution
+from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.training import holders
 from sparsify._src.training.arguments import is_wrapped
 
@@ -114,6 +115,9 @@ def summary(model: nn.Module, optimizer: Any = None, *, batch: int = BATCH) -> R
     optimizers = holders.listed(optimizer)
     training = TrainingBytes(_unwrapped(optimizers), as_it_is=True) if optimizers else None
     found = report(model, maps, lambda name: f"it is an ordinary {kinds[name]}", {}, batch=batch, training=training)
+    remarks = [module.remarks for module in model.modules() if isinstance(module, SparseLinear) and module.remarks]
+    unfinished = tuple(dict.fromkeys(each.unfinished for each in remarks if each.unfinished))
+    found = replace(found, notes=(*found.notes, *unfinished))
     return _with_notes(found, training)
 
 
@@ -150,4 +154,5 @@ def _with_notes(found: Report, training: TrainingBytes | None) -> Report:
     if training is None or not training.unknown:
         return found
     kinds = ", ".join(sorted(training.unknown))
-    return replace(found, notes=(f"bytes in training are not known: what {kinds} keeps could not be found out",))
+    note = f"bytes in training are not known: what {kinds} keeps could not be found out"
+    return replace(found, notes=(*found.notes, note))

@@ -6,6 +6,10 @@ from typing import Protocol
 class Remarks(Protocol):
     """Is told how a layer is used, to say what the user should know."""
 
+    @property
+    def unfinished(self) -> str | None:
+        """What pruning has still to do; None where it has reached its target."""
+
     def saved(self, how: str = "saved") -> None:
         """It is saved, or made dense."""
 

@@ -22,9 +22,7 @@ def check_optimizer(optimizer: object) -> None:
         raise TypeError("optimizer must not be wrapped already, got a SparseOptimizer. Pass the original optimizer.")
     inside = holders.optimizers(optimizer)
     if not isinstance(optimizer, Optimizer) and len(inside) < 2:
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.{_instead(optimizer)}"
-        )
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {_named(optimizer)}.{_way_out(optimizer)}")
     if is_of_a_trainer(optimizer):
         raise TypeError(
             f"optimizer must be the original one, got {type(optimizer).__name__}, a trainer's. Call sparsify() before "
@@ -43,10 +41,15 @@ def check_optimizer(optimizer: object) -> None:
         )
 
 
-def _instead(given: object) -> str:
-    """The way out where something else stands in the place of an optimizer."""
-    if isinstance(given, nn.Module):
+def _named(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _way_out(value: object) -> str:
+    if isinstance(value, type):
+        return f" Make one: {value.__name__}(model.parameters(), ...)."
+    if isinstance(value, nn.Module):
         return " The order is sparsify(model, optimizer, density)."
-    if isinstance(given, (Real, Mapping)) or (callable(given) and not isinstance(given, type)):
-        return " A density is the third argument, or density=...; without an optimizer: sparsify(model, None, density)."
+    if isinstance(value, (Real, Mapping)) or callable(value):
+        return " If that is the density, name it: sparsify(model, density=...)."
     return " Make one of the model's parameters, such as torch.optim.AdamW(model.parameters())."

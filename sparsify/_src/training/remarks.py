@@ -91,14 +91,16 @@ class Remarks:
             "steps= or until= said."
         )
 
+    @property
+    def unfinished(self) -> str | None:
+        """What pruning has still to do; None where it has reached its target, and where nothing is pruned."""
+        return f"still being pruned: {self.standing}" if self.is_pruning else None
+
     def saved(self, how: str = "saved") -> None:
         """Say it if pruning has not reached its target: a layer is saved, or made dense."""
-        if self.is_pruning and how not in self.made:
+        if (unfinished := self.unfinished) and how not in self.made:
             self.made.add(how)
-            warn(
-                f"The model that is {how} is still being pruned: {self.standing}; {self.progress.step:,} steps are "
-                f"done. {self._way_out}"
-            )
+            warn(f"The model that is {how} is {unfinished}; {self.progress.step:,} steps are done. {self._way_out}")
 
     def evaluated(self) -> None:
         """Say it if evolution has just worsened the model and has no known end: a layer is used without training."""
