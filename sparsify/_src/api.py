@@ -24,7 +24,7 @@ from sparsify._src.layers import model_loading
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.training import arguments, holders
 from sparsify._src.training.choices import Choices, OnEvolve
-from sparsify._src.training.old_weights import retire
+from sparsify._src.training.old_weights import retire, watch_old_weights
 from sparsify._src.training.optimizer import SparseOptimizer
 from sparsify._src.training.optimizer_state import GrownState, Kept, check_optimizer
 from sparsify._src.written import explaining, shown_plainly
@@ -141,7 +141,7 @@ def sparsify(
     several = isinstance(optimizer, Sequence)
     if several and not given:
         raise ValueError(f"optimizer must be one, several or None, got none in {optimizer!r}.")
-    choices = Choices(_for(steps, evolution), grown_values, grown_state, on_evolve, seed)
+    choices = Choices(evolution, grown_values, grown_state, on_evolve, seed, steps)
     for each in given:
         _check(each, model)
     starts.check(start)
@@ -179,16 +179,13 @@ def sparsify(
         if isinstance(start, Mapping):
             model_loading.load_whole(model, start, undo)
         undo.pop_all()
-    old_weights = retire(old, pieces)
+    weights = retire(old, pieces)
+    if not wrapped:
+        watch_old_weights(weights, [layers[name] for name in decision.first])
     for each in wrapped:
         if isinstance(each, SparseOptimizer):
-            each._self_evolver.old_weights += old_weights
+            each._self_evolver.old_weights += weights
     return model, tuple(wrapped) if several else wrapped[0] if wrapped else None
-
-
-def _for(steps: int | None, evolution: Evolution) -> Evolution:
-    """The algorithm for so many steps, where they are given; whatever is wrong with it, `Choices` says."""
-    return evolution if steps is None or not isinstance(evolution, Evolution) else evolution.for_steps(steps)
 
 
 def _check(optimizer: object, model: nn.Module) -> None:

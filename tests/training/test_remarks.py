@@ -265,3 +265,28 @@ def test_a_grown_state_of_another_length_is_refused_and_nothing_changes():
     with pytest.raises(ValueError, match=r"grown_state must give .* got .* for the buffer 'momentum_buffer'"):
         optimizer.evolve()
     assert torch.equal(model[0].flat(), before)
+
+
+def test_a_training_much_longer_than_was_said_is_told_of_once():
+    model, optimizer = pair(SET(), steps=10)
+    quietly(train, model, optimizer, 20)
+    with pytest.warns(UserWarning, match=r"twice the 10 steps .* It counts optimizer steps, not epochs"):
+        train(model, optimizer, 1)
+    quietly(train, model, optimizer, 30)
+
+
+def test_an_optimizer_made_before_trains_nothing_and_it_is_said():
+    torch.manual_seed(0)
+    model = mlp(20, 30, 5)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, _ = sparsify(model, None, 0.2)
+    quietly(evaluate, model)
+    with pytest.warns(UserWarning, match="Something still holds the dense weights of '0', '2'"):
+        train(model, sgd, 1)
+    quietly(train, model, sgd, 1)
+
+
+def test_a_model_made_sparse_before_its_optimizer_trains_without_a_word():
+    torch.manual_seed(0)
+    model, _ = sparsify(mlp(20, 30, 5), density=0.2)
+    quietly(train, model, torch.optim.SGD(model.parameters(), lr=0.1), 2)

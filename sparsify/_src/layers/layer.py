@@ -44,11 +44,8 @@ class SparseLayer(SparseMatrix):
             return product(self._held())
         if self.to_count and torch.is_grad_enabled():
             self._count_gradients()
-        if (self.observer or self.remarks) and not (self.training and torch.is_grad_enabled()):
-            if self.observer is not None:
-                self.observer.look(self)
-            if self.remarks is not None:
-                self.remarks.evaluated()
+        if self.observer is not None or self.remarks is not None:
+            self._tell(self.training and torch.is_grad_enabled())
         while True:
             indices = self.indices()
             try:
@@ -59,6 +56,13 @@ class SparseLayer(SparseMatrix):
             else:
                 if self._still_has(indices):
                     return result
+
+    def _tell(self, trains: bool) -> None:
+        """Tell those who watch the layer that it is used."""
+        if self.observer is not None and not trains:
+            self.observer.look(self)
+        if self.remarks is not None:
+            self.remarks.trained() if trains else self.remarks.evaluated()
 
     def _still_has(self, indices: Indices) -> bool:
         checked = self._checked

@@ -13,5 +13,8 @@ class Remarks(Protocol):
     def saved(self, how: str = "saved") -> None:
         """It is saved, or made dense."""
 
+    def trained(self) -> None:
+        """It is used in training."""
+
     def evaluated(self) -> None:
         """It is used without training."""

@@ -24,6 +24,7 @@ class Choices:
     grown_state: what they find in optimizer buffers.
     on_evolve: what is called after each evolution. It stays behind where the optimizer is pickled.
     seed: of all that is random; None for the default.
+    steps: how many optimizer steps the training has, from which follows what the algorithm leaves open.
     """
 
     evolution: Evolution
@@ -31,9 +32,12 @@ class Choices:
     grown_state: GrownState = "zero"
     on_evolve: OnEvolve | None = None
     seed: int | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         check_evolution(self.evolution)
+        if self.steps is not None:
+            object.__setattr__(self, "evolution", self.evolution.for_steps(self.steps))
         self.evolution.check_complete()
         grown_values_of(self.grown_values)
         check_grown_state(self.grown_state)

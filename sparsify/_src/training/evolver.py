@@ -87,7 +87,7 @@ class Evolver:
         self._prepare_step()
         old, self.old_weights = self.old_weights, []
         warn_of_old_weights(old)
-        self.remarks.trained()
+        self.remarks.stepped()
         if stale := replaced_topologies.stale(self.evolved):
             kept = self.optimizers.kept()
             with replaced_topologies.saying_afresh(stale, kept):
@@ -161,7 +161,7 @@ class Evolver:
 
     def take_charge(self) -> None:
         """From now on this is what evolves the layers."""
-        self.remarks = Remarks(self.algorithm, self.progress, self.layers)
+        self.remarks = Remarks(self.algorithm, self.progress, self.choices.steps, self.layers)
         for layer in self.layers.values():
             layer.remarks = self.remarks
         self.watch()

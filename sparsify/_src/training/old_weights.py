@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any, NoReturn
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakSet, ref
 
 import torch
 from torch import nn
 
+from sparsify._src.layers.matrix import SparseMatrix
 from sparsify._src.warning import warn
 
 OldWeights = list[tuple[str, "ReferenceType[nn.Parameter]"]]
@@ -88,6 +89,42 @@ def warn_of_old_weights(old: OldWeights) -> None:
             "list of parameters, another optimizer. They are empty and train no more, so clipping, penalties or "
             "averages of them do nothing. Make such lists after sparsify(): list(model.parameters())."
         )
+
+
+class _Watch:
+    """Remarks on layers that no wrapped optimizer trains: when they are trained first, old weights are looked for.
+
+    Args:
+        old: the dense weights that they have replaced.
+        layers: which tell it.
+    """
+
+    unfinished = None
+
+    def __init__(self, old: OldWeights, layers: Iterable[SparseMatrix]) -> None:
+        self.old, self.layers = old, WeakSet(layers)
+
+    def trained(self) -> None:
+        """A layer is used in training."""
+        for layer in self.layers:
+            if layer.remarks is self:
+                layer.remarks = None
+        old, self.old = self.old, []
+        warn_of_old_weights(old)
+
+    def evaluated(self) -> None:
+        """A layer is used without training, of which there is nothing to say."""
+
+    def saved(self, how: str = "saved") -> None:
+        """A layer is saved, of which there is nothing to say."""
+
+
+def watch_old_weights(old: OldWeights, layers: Iterable[SparseMatrix]) -> None:
+    """Warn of old weights that something still holds, as an optimizer that was made before, when training begins."""
+    layers = list(layers)
+    watch = _Watch(old, layers)
+    for layer in layers:
+        layer.remarks = watch
 
 
 def _is_held(reference: "ReferenceType[nn.Parameter]", frame: FrameType | None) -> bool:

@@ -43,7 +43,7 @@ class SparseOptimizer(wrapt.ObjectProxy, metaclass=Shown):  # type: ignore[type-
         optimizer: holds the `values` of the layers among its parameters.
         layers: name -> SparseLinear.
         evolution: `SET(...)`, `Static()` or another `Evolution`.
-        grown_values, grown_state, on_evolve: as for `sparsify`.
+        grown_values, grown_state, on_evolve, steps: as for `sparsify`.
         seed: of all random choices of evolution; None takes `torch.initial_seed()`.
         targets: name -> connections that the layer has in the end, where the algorithm prunes; as many as now where
             not given.
@@ -70,9 +70,10 @@ class SparseOptimizer(wrapt.ObjectProxy, metaclass=Shown):  # type: ignore[type-
         grown_state: GrownState = "zero",
         on_evolve: OnEvolve | None = None,
         seed: int | None = None,
+        steps: int | None = None,
         targets: Mapping[str, int] | None = None,
     ) -> None:
-        choices = Choices(evolution, grown_values, grown_state, on_evolve, seed)
+        choices = Choices(evolution, grown_values, grown_state, on_evolve, seed, steps)
         check_optimizer(optimizer)
         optimizer_state.check_optimizer(optimizer)
         self._self_wrap(Evolver(optimizer, layers, choices, targets or {}))

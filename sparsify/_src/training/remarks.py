@@ -17,14 +17,17 @@ class Remarks:
     """Remarks on the layers of one optimizer, each made once, but for those on resets.
 
     Args:
-        algorithm, progress: of the optimizer.
+        algorithm, progress, steps: of the optimizer.
         layers: which it evolves.
     Attributes:
         is_anew: whether all layers have been reset since the last step.
     """
 
-    def __init__(self, algorithm: Evolution, progress: Progress, layers: Mapping[str, SparseLinear]) -> None:
+    def __init__(
+        self, algorithm: Evolution, progress: Progress, steps: int | None, layers: Mapping[str, SparseLinear]
+    ) -> None:
         self.algorithm, self.progress, self.layers = algorithm, progress, WeakSet(layers.values())
+        self.steps = steps
         self.evolved_at: int | None = None
         self.made: set[str] = set()
         self.is_anew = False
@@ -35,7 +38,16 @@ class Remarks:
             self.evolved_at = record.step
 
     def trained(self) -> None:
-        """Say it if all layers were reset, as for a new training, and evolution has ended: a step comes."""
+        """A layer is used in training, of which there is nothing to say."""
+
+    def stepped(self) -> None:
+        """A step comes: say it if training goes on for much longer than `steps` said, or if all layers were reset, as
+        for a new training, when evolution has ended."""
+        if self.steps is not None and self.progress.step == 2 * self.steps:
+            warn(
+                f"Training goes on for more than twice the {self.steps:,} steps that sparsify(..., steps=) was told: "
+                "evolution is long over. It counts optimizer steps, not epochs: len(loader) * epochs."
+            )
         is_anew, self.is_anew = self.is_anew, False
         until, step = self.algorithm.until, self.progress.step
         if is_anew and until is not None and step >= until:
