@@ -21,7 +21,8 @@ from sparsify import kernels
 
 assert not {"torch_sparse", "torch_scatter", "scipy"} & set(sys.modules), "it waits until it is needed"
 model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
-model, optimizer = sparsify.sparsify(model, torch.optim.Adam(model.parameters()), 0.2, evolution=SET(interval=2))
+adam = torch.optim.Adam(model.parameters())
+model, optimizer = sparsify.sparsify(model, adam, 0.2, evolution=SET(interval=2, until=2))
 x = torch.randn(8, 20)
 
 

@@ -90,7 +90,8 @@ def test_models_copied_averaged_and_loaded_in_threads():
 @pytest.mark.parametrize("evolution", [SET(interval=None), GMP(until=60, interval=1)])
 def test_who_is_served_while_the_model_evolves_gets_the_model_before_or_after(evolution, name):
     model = mlp(300, 200)[0]
-    model, optimizer = sparsify(model, torch.optim.SGD([*model.parameters()], lr=1e-30), 0.1, evolution=evolution)
+    sgd = torch.optim.SGD([*model.parameters()], lr=1e-30)
+    model, optimizer = sparsify(model, sgd, 0.1, evolution=evolution, grown_values="fan_in_uniform")
     x = torch.randn(16, 300)
     right, done = set(), threading.Event()
 

@@ -103,6 +103,7 @@ def test_nan_is_a_rule_s_fault_only_where_value_and_gradient_are_numbers(odd):
     checked_scores(lambda layer: torch.full((2,), inf), view_of([1.0, 2.0]))
 
 
+@pytest.mark.filterwarnings("ignore:sparsify's native CPU kernels were not compiled")
 @pytest.mark.parametrize("value", [nan, inf])
 @pytest.mark.parametrize(
     "algorithm",

@@ -140,6 +140,18 @@ def test_soft_updates_of_a_target_that_was_left_behind_are_refused(update):
         step(policy, optimizer, 6)
 
 
+def test_so_they_are_beside_a_model_that_was_made_alike_and_never_trained():
+    twin = pair()  # the same seed in the same notebook
+    policy, optimizer = pair()
+    target = target_of(policy)
+    for number in range(6):
+        step(policy, optimizer, number)
+    data_copy(target, policy)
+    with pytest.raises(RuntimeError, match="copy of layer '0' that averages weights across an evolution"):
+        step(policy, optimizer, 6)
+    assert twin[0][0].nnz == policy[0].nnz
+
+
 def test_a_copy_left_behind_may_be_written_to_for_its_own_sake():
     model, optimizer = pair()
     pruned, noisy = copy.deepcopy(model), copy.deepcopy(model)
@@ -154,7 +166,9 @@ def test_a_copy_left_behind_may_be_written_to_for_its_own_sake():
     assert_same((pruned.state_dict(), noisy.state_dict()), before)
 
 
-def test_weights_loaded_first_into_the_target_count_too():
+@pytest.mark.parametrize("twins", [0, 1])
+def test_weights_loaded_first_into_the_target_count_too(twins):
+    alike = [pair() for _ in range(twins)]  # of the same seed, in the same notebook
     policy, optimizer = pair()
     checkpoint = copy.deepcopy(policy.state_dict())
     step(policy, optimizer, 0)
@@ -168,6 +182,7 @@ def test_weights_loaded_first_into_the_target_count_too():
         data_copy(target, policy)
         twin.update(policy)
     compare(target, twin, policy)
+    assert len(alike) == twins
 
 
 def test_a_target_in_another_precision_follows():

@@ -92,8 +92,8 @@ def _check_behind(name: str, layer: SparseMatrix, copy: SparseMatrix, known: Cop
         return
     if _same_values(layer.values.detach(), copy.values.detach()):
         Swap([copy.prepare_topology(layer.flat(), copy.values.detach().clone(), None), known.begin], [copy]).commit()
-    elif any(record.left is None for _, record in copies.originals(copy)):
-        copies.forget([copy], [layer])  # it is another's
+    elif any(record.left is None and other in registry.trained() for other, record in copies.originals(copy)):
+        copies.forget([copy], [layer])  # it is another's; one that has never stepped has nothing to average
     else:
         _refuse_mixed(name, layer, copy, known)
         known.left.take()

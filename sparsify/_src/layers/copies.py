@@ -90,8 +90,8 @@ def loaded(layer: SparseMatrix) -> None:
         held = registry.held()
         if layer in held:
             for other in registry.layers():
-                if other not in held and not _known(other) and _is_equal(layer, other):
-                    _snapshot(other, [layer])
+                if other not in held and _is_equal(layer, other):
+                    _snapshot_too(other, layer)
         if layer in registry.trained():
             return
         known = originals(layer)
@@ -163,6 +163,13 @@ def _snapshot(copy: SparseMatrix, of_these: Iterable[SparseMatrix], asked: bool 
     if records:
         copy.count_gradients()
         _records[copy] = records
+
+
+def _snapshot_too(copy: SparseMatrix, layer: SparseMatrix) -> None:
+    """Be a snapshot of `layer` beside those that it is one of already, unless the user has said what it follows."""
+    known = _known(copy)
+    if layer not in known and not any(record.asked for record in known.values()):
+        _snapshot(copy, [*(one for one, record in known.items() if record.left is None), layer])
 
 
 def _known(copy: SparseMatrix) -> Mapping[SparseMatrix, Copy]:
