@@ -14,7 +14,7 @@ QUICK = {
     "every line once, and accidents": "SET/sgd/step/small --lines 1000000 --new --accidents 1 --uses 4",
     "every so often": "RigL/adam-fused/step/attention GraNet/sgd/evolve/attention GMP/adam/load_other_count/attention "
     "SET/sgd-fused/load_same_count/attention RigL/sgd/load_optimizer/attention across/adam/*trim*/attention "
-    "--lines 1200 --operators 120 --allocations 60 --uses 1",
+    "--lines 2400 --operators 240 --allocations 120 --uses 1",
     "in earnest": "SET/sgd/evolve/large GMP/sgd/step/large --signals 8 --limits 10 --storm 6 --uses 1",
 }
 THOROUGH = {
@@ -65,7 +65,7 @@ def test_an_interruption_anywhere_leaves_the_state_before_or_the_state_after(how
 
 
 def test_what_is_not_whole_is_found():
-    done = interrupt("SET/sgd/load_by_halves/small --lines 9 --uses 1")
+    done = interrupt("SET/sgd/load_by_halves/small --lines 18 --uses 1")
     tried, before, _, after, *_, broken = counts(done.stdout, "lines")
     assert done.returncode == 1
     assert before
