@@ -26,7 +26,7 @@ from sparsify._src.training import arguments, holders
 from sparsify._src.training.choices import Choices, OnEvolve
 from sparsify._src.training.old_weights import retire, watch_old_weights
 from sparsify._src.training.optimizer import SparseOptimizer
-from sparsify._src.training.optimizer_state import GrownState, Kept, check_optimizer
+from sparsify._src.training.optimizer_state import GrownState, Kept, check_elementwise
 from sparsify._src.written import explaining, shown_plainly
 
 
@@ -122,10 +122,9 @@ def sparsify(
         order, in which those that hold no sparse layer are as they were.
     Raises:
         ValueError, TypeError: an argument is out of range or of another kind; evolution could never come in the steps
-            given, or would not finish to prune; the model is sparse already and nothing
-            would change, holds a lazy layer, or nothing that can be sparse; a module on the meta device cannot
-            initialise itself; the optimizer holds none of the linear layers or is not elementwise; two hold the same.
-            Nothing is changed.
+            given, or would not finish to prune; the model is sparse already and nothing would change, holds a lazy
+            layer, or nothing that can be sparse; a module on the meta device cannot initialise itself; the optimizer
+            holds none of the linear layers or is not elementwise; two hold the same. Nothing is changed.
     Example:
         >>> model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
         >>> optimizer = torch.optim.AdamW(model.parameters())
@@ -145,8 +144,8 @@ def sparsify(
     for each in given:
         _check(each, model)
     starts.check(start)
-    plain = [each.__wrapped__ if isinstance(each, SparseOptimizer) else each for each in given]
-    decision = decide(model, density, plain, evolution, distribution, skip, start)
+    plain = arguments.unwrapped(given)
+    decision = decide(model, density, plain, choices.evolution, distribution, skip, start)
     check_something_changes(model, density, decision, start, lambda: report_of(model, decision))
     dealt = _deal(decision, plain, several)
     meta_device.check(model, {decision.maps[name].owner for name in decision.first})
@@ -218,7 +217,7 @@ def _deal(decision: Decision, optimizers: Sequence[Any], several: bool) -> list[
     dealt = holders.deal(optimizers, weights)
     for each, names in zip(optimizers, dealt, strict=True):
         if names or not several:
-            check_optimizer(each)
+            check_elementwise(each)
             Kept(each).check({name: weight for name, weight in weights.items() if name in names})
     return dealt
 

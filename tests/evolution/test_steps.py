@@ -1,10 +1,13 @@
 """What follows from how long training takes: `sparsify(..., steps=...)` and `for_steps`."""
 
+from inspect import signature
+
 import pytest
 import torch
 from torch import nn
 
 from sparsify import GMP, SET, Evolution, GraNet, RigL, Static, coin, cosine, sparsify
+from sparsify._src.evolution.evolution import OF_SPARSIFY
 from sparsify.evolution import across_layers, per_layer
 from tests.support.models import mlp
 
@@ -118,6 +121,10 @@ def test_pruning_without_an_end_is_refused(evolution):
 def test_mistakes_are_named_with_their_unit(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_options_of_sparsify_are_known_to_be_its():
+    assert set(OF_SPARSIFY) == set(signature(sparsify).parameters) - {"model", "optimizer", "evolution"}
 
 
 @pytest.mark.parametrize(("algorithm", "longest"), [(SET(), 200), (RigL(), 100)])

@@ -25,7 +25,7 @@ from sparsify._src.evolution import SET, Evolution
 from sparsify._src.evolution.algorithms import check_evolution
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.training import holders
-from sparsify._src.training.arguments import is_wrapped
+from sparsify._src.training.arguments import unwrapped
 
 
 def plan(
@@ -71,7 +71,7 @@ def plan(
         )
     skip = skip if losing.is_asked(skip) else listed("skip", skip)  # what can be read once is read
     optimizers = None if optimizer is None else holders.listed(optimizer)
-    training = TrainingBytes(_unwrapped(optimizers)) if optimizers else None
+    training = TrainingBytes(unwrapped(optimizers)) if optimizers else None
     decision = decide(model, density, optimizers, evolution, distribution, skip, start)
     goes_on = density is None and starts.is_by_density(start)
     if not (decision.first or decision.pruned or decision.has_full or goes_on):
@@ -113,7 +113,7 @@ def summary(model: nn.Module, optimizer: Any = None, *, batch: int = BATCH) -> R
     maps = find(model)
     kinds = {name: type(linear_map.owner).__name__ for name, linear_map in maps.items()}
     optimizers = holders.listed(optimizer)
-    training = TrainingBytes(_unwrapped(optimizers), as_it_is=True) if optimizers else None
+    training = TrainingBytes(unwrapped(optimizers), as_it_is=True) if optimizers else None
     found = report(model, maps, lambda name: f"it is an ordinary {kinds[name]}", {}, batch=batch, training=training)
     remarks = [module.remarks for module in model.modules() if isinstance(module, SparseLinear) and module.remarks]
     unfinished = tuple(dict.fromkeys(each.unfinished for each in remarks if each.unfinished))
@@ -142,11 +142,6 @@ def _with_skip(
     note = f"so that no layer is slower than dense: {losing.written(lose, skip)}"
     note += f', or skip="{losing.LOSING}"' * (found.batch == BATCH and not skip and Ranks().group is None)
     return replace(found, skip=(*skip, *losing.escaped(lose)), notes=(note, *found.notes))
-
-
-def _unwrapped(optimizers: Iterable[Any]) -> list[Any]:
-    """What `sparsify` has wrapped, without the wrapping."""
-    return [each.__wrapped__ if is_wrapped(each) else each for each in optimizers]
 
 
 def _with_notes(found: Report, training: TrainingBytes | None) -> Report:

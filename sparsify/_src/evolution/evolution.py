@@ -225,8 +225,8 @@ class Evolution(metaclass=Shown):
         return target + round(check_share("surplus", self.pruning(step), f" at step {step}") * (start - target))
 
 
-OF_SPARSIFY = ("steps", "density", "skip", "seed", "grown_values", "grown_state", "start", "on_evolve")
-"""Options of `sparsify` that are looked for in algorithms."""
+OF_SPARSIFY = "density steps distribution skip start grown_values grown_state on_evolve seed".split()
+"""Options of `sparsify`, which people look for in algorithms."""
 
 
 def check_fraction(fraction: object) -> float:

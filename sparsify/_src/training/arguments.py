@@ -1,7 +1,8 @@
 """Checks an optimizer that is to be wrapped, before anything is changed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +15,11 @@ from sparsify._src.training.steps import is_of_a_trainer, tells_of_steps
 def is_wrapped(optimizer: object) -> bool:
     """Whether `optimizer` is a SparseOptimizer."""
     return hasattr(optimizer, "_self_evolver")
+
+
+def unwrapped(optimizers: Iterable[Any]) -> list[Any]:
+    """What `sparsify` has wrapped, without the wrapping."""
+    return [each.__wrapped__ if is_wrapped(each) else each for each in optimizers]
 
 
 def check_optimizer(optimizer: object) -> None:

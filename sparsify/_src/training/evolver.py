@@ -163,7 +163,7 @@ class Evolver:
         """From now on this is what evolves the layers."""
         self.remarks = Remarks(self.algorithm, self.progress, self.choices.steps, self.layers)
         for layer in self.layers.values():
-            layer.remarks = self.remarks
+            layer.remarks = self.remarks if self.remarks.may_speak else None
         self.watch()
 
     def take_after(self, other: "Evolver") -> None:

@@ -75,7 +75,7 @@ class SparseOptimizer(wrapt.ObjectProxy, metaclass=Shown):  # type: ignore[type-
     ) -> None:
         choices = Choices(evolution, grown_values, grown_state, on_evolve, seed, steps)
         check_optimizer(optimizer)
-        optimizer_state.check_optimizer(optimizer)
+        optimizer_state.check_elementwise(optimizer)
         self._self_wrap(Evolver(optimizer, layers, choices, targets or {}))
 
     def _self_wrap(self, evolver: Evolver) -> None:

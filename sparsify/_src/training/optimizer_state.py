@@ -47,7 +47,7 @@ UNSUPPORTED = {
 """By class name, because torch's own Muon is new and there are others of that name."""
 
 
-def check_optimizer(optimizer: object) -> None:
+def check_elementwise(optimizer: object) -> None:
     """Raise TypeError if `optimizer`, or one inside it, cannot train a vector of connections."""
     for each in holders.optimizers(optimizer):
         for kind in type(each).__mro__:

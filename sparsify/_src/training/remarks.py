@@ -32,6 +32,11 @@ class Remarks:
         self.made: set[str] = set()
         self.is_anew = False
 
+    @property
+    def may_speak(self) -> bool:
+        """Whether there may be something to say to who uses a layer: where pruning goes on, or evolution has no end."""
+        return self.algorithm.prunes or self.algorithm.until is None
+
     def note(self, record: Record) -> None:
         """An evolution has come by the schedule."""
         if self.algorithm.until is None and any(record.dropped.values()):
