@@ -36,9 +36,11 @@ class Located(Indices):
     """Indices whose addresses are known to be those of plain memory.
 
     addresses: in the order of the indices; none where PyTorch has copied the tuple.
+    products: what a forward and a backward product say of them, for `library.Product.from_buffer_copy`.
     """
 
     addresses: tuple[int, ...] = ()
+    products: tuple[bytes, ...] = ()
 
 
 def located(indices: Indices) -> Indices:
@@ -46,7 +48,14 @@ def located(indices: Indices) -> Indices:
     if not all(native(index) and index.is_contiguous() for index in indices):
         return indices
     found = Located(*indices)
-    found.addresses = tuple(library.address(index, index.nbytes, []) for index in indices)
+    crow, col, ccol, row, order = (library.address(index, index.nbytes, []) for index in indices)
+    sizes = {"out": indices.crow.shape[0] - 1, "in": indices.ccol.shape[0] - 1, "nnz": indices.col.shape[0]}
+    sizes["index_bytes"] = indices.crow.itemsize
+    found.addresses = crow, col, ccol, row, order
+    found.products = (
+        bytes(library.Product(starts=crow, indices=col, **sizes)),
+        bytes(library.Product(starts=ccol, indices=row, order=order, is_backward=True, **sizes)),
+    )
     return found
 
 

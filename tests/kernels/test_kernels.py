@@ -149,19 +149,64 @@ def test_two_runs_are_equal_to_the_last_bit(name):
     assert torch.equal(*gradients)
 
 
-@needs_native
-def test_the_result_does_not_depend_on_the_number_of_threads():
-    layer, x, threads = SparseLinear(500, 300, 0.1), torch.randn(70, 500, requires_grad=True), torch.get_num_threads()
-    results = []
+def product_and_gradients(layer, x, threads):
+    """By so many threads; there may be more of them than processors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        for count in (1, 2, 3, 8):
-            torch.set_num_threads(count)
-            out = layer(x)
-            results.append((out, *torch.autograd.grad(out.square().sum(), (x, layer.values))))
+        out = layer(x)
+        return out, *torch.autograd.grad(out.square().sum(), (x, layer.values, layer.bias))
     finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        torch.set_num_threads(before)
+
+
+@needs_native
+@pytest.mark.parametrize("room", [2**30, 40_000])
+@pytest.mark.parametrize("batch", [17, 70, 128, 130, 300])
+def test_the_result_does_not_depend_on_the_number_of_threads_nor_on_who_packs(batch, room, monkeypatch):
+    monkeypatch.setattr(library, "ENOUGH", 0)
+    monkeypatch.setattr(kernels.native, "ROOM", room)
+    layer, x = SparseLinear(500, 300, 0.1), torch.randn(batch, 500, requires_grad=True)
+    expected = product_and_gradients(layer, x, 1)
+    for threads in 2, 3, 4, 8:
+        for sharers in 1, 2, 100:
+            monkeypatch.setattr(kernels.native, "SHARERS", sharers)
+            found = product_and_gradients(layer, x, threads)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (threads, sharers)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("room", [1, 3000, 50_000])
+@pytest.mark.parametrize("batch", [3, 64, 300])
+def test_panels_in_blocks(batch, room, dtype, monkeypatch):
+    monkeypatch.setattr(kernels.native, "ROOM", room)
+    layer, x = SparseLinear(400, 300, 0.3, dtype=dtype), torch.randn(batch, 400, dtype=dtype, requires_grad=True)
+    found = product_and_gradients(layer, x, 2)
+    out = F.linear(x, layer.to_dense(), layer.bias)
+    expected = out, *torch.autograd.grad(out.square().sum(), (x, layer.values, layer.bias))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 if dtype == torch.float32 else 1e-11)
+
+
+@needs_native
+@pytest.mark.parametrize("sharers", [1, 100])
+def test_threads_that_pack_together_end_where_indices_lead_outside(sharers, monkeypatch):
+    monkeypatch.setattr(library, "ENOUGH", 0)
+    monkeypatch.setattr(kernels.native, "SHARERS", sharers)
+    layer, x = SparseLinear(500, 300, 0.1), torch.randn(70, 500, requires_grad=True)
+    layer.csc_row.data[-1] = layer.col.data[5] = 10**9
+    with pytest.raises(ValueError, match="indices must be a topology"):
+        product_and_gradients(layer, x, 6)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "half"])
+def test_the_room_for_panels_is_a_number_of_bytes(given, monkeypatch):
+    monkeypatch.setenv("SPARSIFY_PANEL_BYTES", given)
+    with pytest.raises(ValueError, match=f"SPARSIFY_PANEL_BYTES must be a number of bytes above 0, got '{given}'"):
+        kernels.native._room()
+    monkeypatch.setenv("SPARSIFY_PANEL_BYTES", "4096")
+    assert kernels.native._room() == 4096
 
 
 def test_without_native_kernels_the_slowness_is_said_once(monkeypatch):

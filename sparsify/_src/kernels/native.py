@@ -1,5 +1,7 @@
 """Our own CPU kernels (product.c), for float32 and float64."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,23 @@ from sparsify._src.topology import Indices, Located
 
 LEVEL: int = library.LIBRARY.sparsify_level() if library.LIBRARY else 0
 """Of the instruction sets: 0 the baseline, 1 AVX2 with FMA, 2 AVX-512."""
+
+SHARERS = 4
+"""Threads that need the same panel, at least, for them to pack it together and not each for itself."""
+
+
+def _room() -> int:
+    """Half of the second-level cache, whose other half what is streamed through it needs."""
+    given = os.environ.get("SPARSIFY_PANEL_BYTES", "")
+    if given and not (given.isdecimal() and int(given)):
+        raise ValueError(f"SPARSIFY_PANEL_BYTES must be a number of bytes above 0, got {given!r}.")
+    name = "SC_LEVEL2_CACHE_SIZE"
+    known = os.sysconf(name) if name in getattr(os, "sysconf_names", {}) else 0
+    return int(given or (known if known > 0 else 2**20) // 2)
+
+
+ROOM = _room()
+"""Bytes of the cache that a block of a panel may fill; $SPARSIFY_PANEL_BYTES where it is given."""
 
 
 def available() -> bool:
@@ -23,9 +42,15 @@ def serves(values: Tensor) -> bool:
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
-    output = input.new_empty(input.shape[0], indices.crow.numel() - 1)
-    if output.numel():
-        _call(False, indices, values, bias, input, None, output, None, None)
+    batch, outs = input.shape[0], indices.crow.shape[0] - 1
+    output = input.new_empty((batch, outs))
+    if batch and outs:
+        held: list[object] = []
+        product = _product(False, indices, input, values, held)
+        if bias is not None:
+            product.bias = address(bias, outs * values.itemsize, held)
+        product.result = output.data_ptr()
+        library.multiply(product)
     return output
 
 
@@ -35,60 +60,50 @@ def backward(
     """Gradients of input, values and bias, as far as needed."""
     if not needs[0] and not needs[1]:
         return None, None, grad.sum(0) if needs[2] else None
-    batch, outs = grad.shape
     grad_input = torch.empty_like(input) if needs[0] else None
-    grad_values = (torch.empty_like if batch else torch.zeros_like)(values) if needs[1] else None
-    grad_bias = grad.new_zeros(outs) if needs[2] else None
-    if batch:
-        _call(True, indices, values, None, input, grad, grad_input, grad_values, grad_bias)
+    grad_values = (torch.empty_like if len(grad) else torch.zeros_like)(values) if needs[1] else None
+    grad_bias = grad.new_zeros(grad.shape[1]) if needs[2] else None
+    if len(grad):
+        held: list[object] = []
+        product = _product(True, indices, input, values, held)
+        product.grad = address(grad, product.batch * product.out * values.itemsize, held)
+        product.result = None if grad_input is None else grad_input.data_ptr()
+        product.grad_values = None if grad_values is None else grad_values.data_ptr()
+        product.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
+        library.multiply(product)
     return grad_input, grad_values, grad_bias
 
 
-def _call(
-    backward: bool,
-    indices: Indices,
-    values: Tensor,
-    bias: Tensor | None,
-    input: Tensor,
-    grad: Tensor | None,
-    *results: Tensor | None,
-) -> None:
-    held: list[object] = []
+def _product(is_backward: bool, indices: Indices, input: Tensor, values: Tensor, held: list[object]) -> Product:
+    """A product with all that both directions read; its results are still to be set."""
+    product = _of(is_backward, indices, held)
     batch, ins = input.shape
-    outs, nnz, real = indices.crow.numel() - 1, indices.col.numel(), values.itemsize
-    starts, index, order = (_csc if backward else _csr)(indices, outs, ins, nnz, held)
-    product = Product(
-        *(outs, ins, batch, nnz),
-        *(starts, index, order),
-        address(values, nnz * real, held),
-        None if bias is None else address(bias, outs * real, held),
-        address(input, batch * ins * real, held),
-        None if grad is None else address(grad, batch * outs * real, held),
-        *[None if result is None else result.data_ptr() for result in results],
-        *(LEVEL, real, indices.crow.itemsize, library.threads(batch * (nnz + ins + outs)), backward),
+    outs, nnz, real = product.out, product.nnz, values.itemsize
+    if ins != indices.ccol.shape[0] - 1:
+        raise ValueError(f"input must be (batch, {indices.ccol.shape[0] - 1}), got {tuple(input.shape)}.")
+    product.batch = batch
+    product.x = address(input, batch * ins * real, held)
+    product.values = address(values, nnz * real, held)
+    product.level, product.real_bytes, product.room, product.sharers = LEVEL, real, ROOM, SHARERS
+    product.threads = library.threads((1 + is_backward) * batch * (nnz + ins + outs))
+    return product
+
+
+def _of(is_backward: bool, indices: Indices, held: list[object]) -> Product:
+    """A product that knows the indices which it reads: forward the CSR, backward the CSC."""
+    crow, col, ccol, row, order = indices
+    if type(indices) is Located and indices.addresses:
+        at_crow, at_col, at_ccol, at_row, at_order = indices.addresses
+        if is_backward:
+            known = ccol.data_ptr() == at_ccol and row.data_ptr() == at_row and order.data_ptr() == at_order
+        else:
+            known = crow.data_ptr() == at_crow and col.data_ptr() == at_col
+        if known:
+            return Product.from_buffer_copy(indices.products[is_backward])
+    outs, ins, nnz, size = crow.shape[0] - 1, ccol.shape[0] - 1, col.shape[0], crow.itemsize
+    read = (ccol, ins + 1), (row, nnz), (order, nnz)
+    starts, index, *rest = (
+        address(tensor, length * size, held)
+        for tensor, length in (read if is_backward else ((crow, outs + 1), (col, nnz)))
     )
-    library.call("sparsify_linear", product)
-
-
-def _csr(indices: Indices, outs: int, ins: int, nnz: int, held: list[object]) -> tuple[int, int, None]:
-    """Addresses of the indices that the forward product reads."""
-    crow, col, *_ = indices
-    if type(indices) is Located and indices.addresses:
-        at_crow, at_col, *_ = indices.addresses
-        if crow.data_ptr() == at_crow and col.data_ptr() == at_col:
-            return at_crow, at_col, None
-    return _address(crow, outs + 1, held), _address(col, nnz, held), None
-
-
-def _csc(indices: Indices, outs: int, ins: int, nnz: int, held: list[object]) -> tuple[int, int, int]:
-    """Addresses of the indices that the backward products read."""
-    _, _, ccol, csc_row, csc_order = indices
-    if type(indices) is Located and indices.addresses:
-        _, _, at_ccol, at_row, at_order = indices.addresses
-        if ccol.data_ptr() == at_ccol and csc_row.data_ptr() == at_row and csc_order.data_ptr() == at_order:
-            return at_ccol, at_row, at_order
-    return _address(ccol, ins + 1, held), _address(csc_row, nnz, held), _address(csc_order, nnz, held)
-
-
-def _address(index: Tensor, length: int, held: list[object]) -> int:
-    return address(index, length * index.itemsize, held)
+    return Product(outs, ins, 0, nnz, 0, starts, index, *rest, index_bytes=size, is_backward=is_backward)

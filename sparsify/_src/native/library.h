@@ -25,6 +25,7 @@ enum {
 typedef struct {
   int64_t out, in;               // features of the layer: its weight is (out, in)
   int64_t batch, nnz;            // rows of x, and connections
+  int64_t room;                  // bytes of a cache that a block of a panel may fill
   const void *starts, *indices;  // forward the CSR, `crow` and `col`; backward the CSC, `ccol` and `csc_row`
   const void *order;             // backward `csc_order`: where in `values` each connection is; forward NULL
   const void *values, *bias;     // (nnz) in the order of the CSR, and (out); bias may be NULL, backward it is not read
@@ -34,7 +35,7 @@ typedef struct {
   void *grad_bias;               // (out), or NULL; added to, not written over
   int level;                     // of the instruction sets, at most sparsify_level()
   int real_bytes, index_bytes;   // 4 or 8 each: of a number of `values` or x, and of an index
-  int threads;
+  int threads, sharers;          // and how many threads that need the same panel, at least, pack it together
   bool is_backward;
 } product;
 

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import NoReturn
 
 import torch
 from torch import Tensor, get_num_threads, nn
@@ -35,10 +36,10 @@ class Product(ctypes.Structure):
     """What `sparsify_linear` computes: `product` of native/library.h, which says what each field means."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("out", "in", "batch", "nnz")),
+        *((name, ctypes.c_int64) for name in ("out", "in", "batch", "nnz", "room")),
         *((name, ctypes.c_void_p) for name in ("starts", "indices", "order", "values", "bias", "x", "grad")),
         *((name, ctypes.c_void_p) for name in ("result", "grad_values", "grad_bias")),
-        *((name, ctypes.c_int) for name in ("level", "real_bytes", "index_bytes", "threads")),
+        *((name, ctypes.c_int) for name in ("level", "real_bytes", "index_bytes", "threads", "sharers")),
         ("is_backward", ctypes.c_bool),
     )
 
@@ -78,8 +79,8 @@ def _load() -> ctypes.CDLL | None:
 LIBRARY = _load()
 
 
-def call(name: str, *arguments: Tensor | Product | int | None) -> None:
-    """Call a function of the library. Tensors are passed by address, products by reference.
+def call(name: str, *arguments: Tensor | int | None) -> None:
+    """Call a function of the library. Tensors are passed by address.
 
     Raises:
         TypeError: a tensor is not plain memory, for which an address could stand.
@@ -89,10 +90,21 @@ def call(name: str, *arguments: Tensor | Product | int | None) -> None:
     held: list[object] = []
     passed = [address(a, a.nbytes, held) if isinstance(a, Tensor) else a for a in arguments]
     status = getattr(LIBRARY, name)(*passed)
+    if status:
+        _fail(name, status)
+
+
+def multiply(product: Product) -> None:
+    """Compute a product; errors as of `call`."""
+    status = LIBRARY.sparsify_linear(product)  # type: ignore[union-attr]  # who calls this has looked
+    if status:
+        _fail("sparsify_linear", status)
+
+
+def _fail(name: str, status: int) -> NoReturn:
     if status == OUTSIDE:
         raise ValueError("indices must be a topology of the layer, got some that are unsorted or out of range.")
-    if status:
-        raise MemoryError(f"no memory for the work space of {name}.")
+    raise MemoryError(f"no memory for the work space of {name}.")
 
 
 def put(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:

@@ -52,7 +52,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "library.h"
 
@@ -73,17 +72,19 @@
 
 enum {
   TILE = 32,             // rows of the result that are transposed back together
-  KEPT = 4 << 20,        // bytes of scratch that a thread keeps between calls
+  AHEAD = 24,            // connections from one that is used backward to one whose values are fetched
+  KEPT = 16 << 20,       // bytes of scratch that a thread keeps between calls
   MOST_PANEL = 64 << 20  // bytes of a panel, of which each thread has one, however many features there are
 };
 
 // One block of one panel: the features start..limit of the batch entries from `from` on.
 typedef struct {
   int64_t start, limit, from, first_row, last_row;
+  int chains;                          // forward, of sums
   bool is_first_block, is_last_block;  // of the panel's
-  bool checks_indices;                 // before they are used
+  bool is_first_panel, is_last_panel;  // of the batch's
   const void *panel;
-  void *partial, *reached;
+  void *partial, *reached, *weights, *dot_sums;
 } block;
 
 // Products read indices, and `sparsify_put` writes them: never at the same time, in whichever threads they run.
@@ -149,15 +150,10 @@ static int divisor(int all, int64_t most) {
   return found;
 }
 
-// Blocks of features: a block of the panel fills two thirds of the second-level cache, but a row finds at least eight
-// connections in it, or to stop and go on would cost more than the cache gives.
-static int64_t block_count(int64_t rows, int64_t features, int64_t nnz, int64_t bytes) {
-  static int64_t cache;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  if (!cache) cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-  int64_t room = (cache > 0 ? cache : 512 * 1024) / 3 * 2;
-  int64_t blocks = (features * bytes + room - 1) / room, most = nnz / (8 * rows + 1);
+// Blocks of features: a block of the panel fills `room`, but a row finds at least eight connections in it, or to stop and
+// go on would cost more than the cache gives.
+static int64_t block_count(int64_t room, int64_t rows, int64_t features, int64_t nnz, int64_t bytes) {
+  const int64_t blocks = (features * bytes + room - 1) / room, most = nnz / (8 * rows + 1);
   return blocks < most ? blocks : most > 1 ? most : 1;
 }
 

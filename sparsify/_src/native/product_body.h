@@ -26,6 +26,10 @@
 #define LANES ((int)(BYTES / sizeof(REAL)))
 typedef REAL VECTOR __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 
+// Chains of sums forward, in panels at least four vectors wide. All panels of a batch have as many, narrower ones too: a
+// result must not depend on how they are cut.
+#define WIDE_CHAINS (BYTES == 64 ? 1 : 2)
+
 #if BYTES == 2 * REAL_BYTES
 #define LOW 0, 2
 #define HIGH 1, 3
@@ -91,25 +95,11 @@ INLINE int64_t NAME(up_to)(const INDEX *indices, int64_t e, int64_t end, int64_t
   return e;
 }
 
-// How often index[from..to] does not rise from one to the next.
-INLINE INDEX NAME(falls)(const INDEX *restrict index, int64_t from, int64_t to) {
-  INDEX falls = 0;
-  for (int64_t e = from + 1; e < to; e++) falls += index[e] <= index[e - 1];
-  return falls;
-}
-
-// Whether a run of indices, and of positions in the other order, rises within these bounds; `order` may be missing.
-// Runs are short. `errors` is an int, here and below: GCC does not vectorize a loop over a bool.
-INLINE bool NAME(rises)(const INDEX *indices, const INDEX *order, int64_t from, int64_t to, int64_t least,
-                        int64_t limit, int64_t nnz) {
-  if (from == to) return true;
-  int errors = (indices[from] < least) | (indices[to - 1] >= limit);
-  if (order) errors |= (order[from] < 0) | (order[to - 1] >= nnz);
-  for (int64_t e = from + 1; e < to; e++) {
-    errors |= indices[e] <= indices[e - 1];
-    if (order) errors |= order[e] <= order[e - 1];
-  }
-  return !errors;
+// Whether the rows first..last begin and end within the indices, one after the other.
+INLINE bool NAME(starts_rise)(const INDEX *restrict starts, int64_t first, int64_t last, int64_t nnz) {
+  int errors = 0;  // an int, because GCC does not vectorize a loop over a bool
+  for (int64_t r = first; r < last; r++) errors |= starts[r] > starts[r + 1];
+  return !errors && (first >= last || (starts[first] >= 0 && starts[last] <= nnz));
 }
 
 // Two lines of memory that are needed soon.
@@ -172,90 +162,114 @@ static void NAME(unpack)(const REAL *restrict tile, int width, REAL *restrict y,
 }
 
 // One block of a panel that is so many vectors wide, forward: for the rows first_row..last_row, the columns
-// start..limit. The sums of a row stay in registers, those of every second connection apart, so that no sum waits for
-// the one before; between blocks they rest in `partial`, and `reached` says how far each row is.
-INLINE int NAME(forward)(const product *p, const block *b, const int vectors) {
+// start..limit. The sums of a row stay in registers; between blocks they rest in `partial`, and `reached` says how far
+// each row is. With two chains every second connection has sums of its own, so that no sum waits for the one before.
+INLINE int NAME(forward)(const product *p, block *b, const int vectors, const int chains) {
   const int width = vectors * LANES;
   const INDEX *restrict crow = p->starts, *restrict col = p->indices;
   const REAL *restrict values = p->values, *restrict bias = p->bias, *restrict panel = b->panel;
+  const int64_t start = b->start;
+  const uint64_t size = (uint64_t)(b->limit - start);
   REAL *partial = b->partial, tile[TILE * MOST_VECTORS * LANES] __attribute__((aligned(64)));
   INDEX *reached = b->reached;
+  int64_t errors = 0;
   for (int64_t r0 = b->first_row; r0 < b->last_row; r0 += TILE) {
     const int count = b->last_row - r0 < TILE ? (int)(b->last_row - r0) : TILE;
     for (int q = 0; q < count; q++) {
-      const int64_t r = r0 + q;
-      int64_t e = b->is_first_block ? crow[r] : reached[r - b->first_row], end = crow[r + 1];
-      VECTOR sums[MOST_VECTORS], others[MOST_VECTORS];
+      const int64_t r = r0 + q, end = crow[r + 1];
+      int64_t e = b->is_first_block ? crow[r] : reached[r - b->first_row], before = start - 1;
+      VECTOR sums[2][MOST_VECTORS];
       UNROLL for (int i = 0; i < vectors; i++) {
-        if (b->is_first_block) sums[i] = (VECTOR){0} + (bias ? bias[r] : 0);
-        else sums[i] = *(const VECTOR *)(partial + (r - b->first_row) * width + LANES * i);
-        others[i] = (VECTOR){0};
+        if (b->is_first_block) sums[0][i] = (VECTOR){0} + (bias ? bias[r] : 0);
+        else sums[0][i] = *(const VECTOR *)(partial + (r - b->first_row) * width + LANES * i);
+        if (chains == 2) sums[1][i] = (VECTOR){0};
       }
-      if (!b->is_last_block) reached[r - b->first_row] = end = NAME(up_to)(col, e, end, b->limit);
-      if (b->checks_indices && !NAME(rises)(col, NULL, e, end, b->start, b->limit, p->nnz)) return OUTSIDE;
       if (b->partial) {
-        const int64_t next = b->is_first_block || r + 1 == b->last_row ? crow[r + 1] : reached[r + 1 - b->first_row];
+        const int64_t next = b->is_first_block || r + 1 == b->last_row ? end : reached[r + 1 - b->first_row];
         NAME(prefetch)(values + next);
         NAME(prefetch)(values + next + 64 / REAL_BYTES * 2);
         NAME(prefetch)(col + next);
         NAME(prefetch)(col + next + 64 / sizeof(INDEX) * 2);
       }
-      for (; e + 1 < end; e += 2) {
-        const VECTOR *x = (const VECTOR *)(panel + (col[e] - b->start) * width);
-        const VECTOR *z = (const VECTOR *)(panel + (col[e + 1] - b->start) * width);
-        const REAL v = values[e], w = values[e + 1];
-        UNROLL for (int i = 0; i < vectors; i++) {
-          sums[i] += v * x[i];
-          others[i] += w * z[i];
+#define ADD(chain)                                                                     \
+  if (e >= end) break;                                                                 \
+  {                                                                                    \
+    const int64_t c = col[e];                                                          \
+    if ((uint64_t)(c - start) >= size) break;                                          \
+    const VECTOR *x = (const VECTOR *)(panel + (c - start) * width);                   \
+    const REAL v = values[e++];                                                        \
+    errors |= c - before - 1;                                                          \
+    before = c;                                                                        \
+    UNROLL for (int i = 0; i < vectors; i++) sums[chain][i] += v * x[i];               \
+  }
+      if (chains == 2) {
+        for (;;) {
+          ADD(0)
+          ADD(1)
         }
-      }
-      UNROLL for (int i = 0; i < vectors; i++) sums[i] += others[i];
-      if (e < end) {
-        const VECTOR *x = (const VECTOR *)(panel + (col[e] - b->start) * width);
-        const REAL v = values[e];
-        UNROLL for (int i = 0; i < vectors; i++) sums[i] += v * x[i];
-      }
+        UNROLL for (int i = 0; i < vectors; i++) sums[0][i] += sums[1][i];
+      } else
+        for (;;) {
+          ADD(0)
+        }
+#undef ADD
+      if (b->is_last_block) errors |= e - end;
+      else reached[r - b->first_row] = (INDEX)e;
       REAL *rest = b->is_last_block ? tile + q * width : partial + (r - b->first_row) * width;
-      UNROLL for (int i = 0; i < vectors; i++) *(VECTOR *)(rest + LANES * i) = sums[i];
+      UNROLL for (int i = 0; i < vectors; i++) *(VECTOR *)(rest + LANES * i) = sums[0][i];
     }
     if (b->is_last_block) NAME(unpack)(tile, width, p->result, p->batch, p->out, b->from, r0, count);
   }
-  return DONE;
+  return errors < 0 ? OUTSIDE : DONE;
 }
 
 // The compiler makes a function of its own for each width: the loops over vectors are unrolled.
-static int NAME(forward_1)(const product *p, const block *b) { return NAME(forward)(p, b, 1); }
-static int NAME(forward_2)(const product *p, const block *b) { return NAME(forward)(p, b, 2); }
-static int NAME(forward_4)(const product *p, const block *b) { return NAME(forward)(p, b, 4); }
+static int NAME(forward_1)(const product *p, block *b) {
+  return b->chains == 1 ? NAME(forward)(p, b, 1, 1) : NAME(forward)(p, b, 1, 2);
+}
+static int NAME(forward_2)(const product *p, block *b) {
+  return b->chains == 1 ? NAME(forward)(p, b, 2, 1) : NAME(forward)(p, b, 2, 2);
+}
+static int NAME(forward_4)(const product *p, block *b) { return NAME(forward)(p, b, 4, WIDE_CHAINS); }
 #if MOST_VECTORS == 8
-static int NAME(forward_8)(const product *p, const block *b) { return NAME(forward)(p, b, 8); }
+static int NAME(forward_8)(const product *p, block *b) { return NAME(forward)(p, b, 8, WIDE_CHAINS); }
 #endif
 
-// gv[where[i]]: the sum of the lanes of dots[i]; added to what earlier panels gave if `adds`.
-INLINE void NAME(store_sums)(VECTOR *dots, const int64_t *where, int count, REAL *restrict gv, bool adds) {
+// The sums of the lanes of dots[..count], added to what earlier panels left in `rest`: into gv at `where` in the last
+// panel, else into `rest`, where LANES fit.
+INLINE void NAME(store_sums)(VECTOR *dots, const int64_t *where, int count, REAL *restrict gv, REAL *restrict rest,
+                             bool is_first, bool is_last) {
   VECTOR s = NAME(sums)(dots);
-  if (adds)
-    for (int i = 0; i < count; i++) gv[where[i]] += s[i];
+  if (!is_first) s += *(const VECTOR *)rest;
+  if (!is_last) *(VECTOR *)rest = s;
   else
     for (int i = 0; i < count; i++) gv[where[i]] = s[i];
 }
 
+// The connection that is AHEAD of e, where `next` follows `end`.
+INLINE int64_t NAME(after)(int64_t e, int64_t end, int64_t next, int64_t nnz) {
+  const int64_t later = e + AHEAD < end ? e + AHEAD : e + AHEAD - end + next;
+  return (uint64_t)later < (uint64_t)nnz ? later : nnz - 1;
+}
+
 // The same backward: for the columns first_row..last_row, the rows start..limit. x and the sums of gx stay in
 // registers, each g is loaded once for both gradients. The sums over the batch that gv needs are made for LANES
-// connections together.
-INLINE int NAME(backward_any)(const product *p, const block *b, const int vectors, const bool needs_x,
-                              const bool needs_values) {
-  enum { AHEAD = 24 };  // connections from one that is used to one whose values are fetched
+// connections together. In `values` and gv, connections are in another order: the first panel leaves what it reads in
+// `weights`, in the order in which it comes, and the last puts into place what all have added up in `dot_sums`.
+INLINE int NAME(backward_any)(const product *p, block *b, const int vectors, const bool needs_x,
+                              const bool needs_values, const bool is_only_panel) {
   const int width = vectors * LANES;
+  const bool is_first = is_only_panel || b->is_first_panel, is_last = is_only_panel || b->is_last_panel;
   const INDEX *restrict ccol = p->starts, *restrict row = p->indices, *restrict order = p->order;
   const REAL *restrict values = p->values, *restrict panel = b->panel;
-  REAL *gv = p->grad_values, *partial = b->partial;
-  INDEX *reached = b->reached;
+  REAL *restrict gv = p->grad_values, *weights = b->weights, *dot_sums = b->dot_sums, *partial = b->partial;
+  INDEX *restrict reached = b->reached;
+  const int64_t start = b->start, nnz = p->nnz;
+  const uint64_t size = (uint64_t)(b->limit - start);
   REAL tile[TILE * MOST_VECTORS * LANES] __attribute__((aligned(64)));
   REAL xs[TILE * MOST_VECTORS * LANES] __attribute__((aligned(64)));
   VECTOR dots[LANES];
-  int64_t where[LANES];
-  const int64_t nnz = ccol[p->in];
+  int64_t where[LANES], errors = 0;
   int pending = 0;
   for (int64_t c0 = b->first_row; c0 < b->last_row; c0 += TILE) {
     const int count = b->last_row - c0 < TILE ? (int)(b->last_row - c0) : TILE;
@@ -263,28 +277,42 @@ INLINE int NAME(backward_any)(const product *p, const block *b, const int vector
     for (int q = 0; q < count; q++) {
       const int64_t c = c0 + q;
       int64_t e = b->is_first_block ? ccol[c] : reached[c - b->first_row], end = ccol[c + 1];
+      int64_t next = end, before = start - 1, place_before = -1;
       VECTOR sums[MOST_VECTORS], x[MOST_VECTORS];
       UNROLL for (int i = 0; i < vectors; i++) {
         if (needs_x && b->is_first_block) sums[i] = (VECTOR){0};
         else if (needs_x) sums[i] = *(const VECTOR *)(partial + (c - b->first_row) * width + LANES * i);
         if (needs_values) x[i] = *(const VECTOR *)(xs + q * width + LANES * i);
       }
-      if (!b->is_last_block) reached[c - b->first_row] = end = NAME(up_to)(row, e, end, b->limit);
-      if (b->checks_indices && !NAME(rises)(row, order, e, end, b->start, b->limit, nnz)) return OUTSIDE;
-      const int64_t next = b->is_first_block || c + 1 == b->last_row ? ccol[c + 1] : reached[c + 1 - b->first_row];
-      if (b->partial) {
+      if (partial) {
+        if (!b->is_first_block && c + 1 < b->last_row) next = reached[c + 1 - b->first_row];
+        if (!b->is_last_block) reached[c - b->first_row] = (INDEX)(end = NAME(up_to)(row, e, end, b->limit));
         NAME(prefetch)(row + next);
         NAME(prefetch)(row + next + 64 / sizeof(INDEX) * 2);
-        NAME(prefetch)(order + next);
-        NAME(prefetch)(order + next + 64 / sizeof(INDEX) * 2);
+        if (is_first | is_last) NAME(prefetch)(order + next);
+        if (is_first | is_last) NAME(prefetch)(order + next + 64 / sizeof(INDEX) * 2);
       }
       for (; e < end; e++) {
-        const VECTOR *g = (const VECTOR *)(panel + (row[e] - b->start) * width);
-        const int64_t place = order[e], later = e + AHEAD < end ? e + AHEAD : e + AHEAD + next - end;
-        const int64_t place_later = order[(uint64_t)later < (uint64_t)nnz ? later : nnz - 1];
-        const REAL v = needs_x ? values[place] : 0;
-        if (needs_x) __builtin_prefetch(values + place_later);
-        if (needs_values) __builtin_prefetch(gv + place_later, 1);
+        const int64_t r = row[e];
+        if ((uint64_t)(r - start) >= size) break;
+        const VECTOR *g = (const VECTOR *)(panel + (r - start) * width);
+        REAL v = 0;
+        if (is_first) {
+          const int64_t place = order[e], later = order[NAME(after)(e, end, next, nnz)];
+          if ((uint64_t)place >= (uint64_t)nnz) return OUTSIDE;
+          errors |= (r - before - 1) | (place - place_before - 1);
+          before = r;
+          place_before = place;
+          if (needs_x) {
+            v = values[place];
+            if (!is_only_panel) *weights++ = v;
+            __builtin_prefetch(values + later);
+          }
+          if (needs_values && is_last) __builtin_prefetch(gv + later, 1);
+        } else {
+          if (needs_x) v = *weights++;
+          if (needs_values && is_last) __builtin_prefetch(gv + order[NAME(after)(e, end, next, nnz)], 1);
+        }
         VECTOR dot = {0};
         UNROLL for (int i = 0; i < vectors; i++) {
           VECTOR loaded = g[i];
@@ -294,59 +322,58 @@ INLINE int NAME(backward_any)(const product *p, const block *b, const int vector
         }
         if (needs_values) {
           dots[pending] = dot;
-          where[pending] = place;
+          if (is_last) where[pending] = order[e];
           if (++pending == LANES) {
-            NAME(store_sums)(dots, where, LANES, gv, b->from != 0);
+            NAME(store_sums)(dots, where, pending, gv, dot_sums, is_first, is_last);
+            dot_sums += LANES;
             pending = 0;
           }
         }
       }
+      errors |= e - end;
       REAL *rest = b->is_last_block ? tile + q * width : partial + (c - b->first_row) * width;
       if (needs_x) UNROLL for (int i = 0; i < vectors; i++) *(VECTOR *)(rest + LANES * i) = sums[i];
     }
     if (needs_x && b->is_last_block) NAME(unpack)(tile, width, p->result, p->batch, p->in, b->from, c0, count);
   }
-  if (pending) NAME(store_sums)(dots, where, pending, gv, b->from != 0);
-  return DONE;
+  if (pending) NAME(store_sums)(dots, where, pending, gv, dot_sums, is_first, is_last);
+  b->weights = weights;
+  b->dot_sums = dot_sums + (pending ? LANES : 0);
+  return errors < 0 ? OUTSIDE : DONE;
 }
 
-INLINE int NAME(backward)(const product *p, const block *b, const int vectors) {
-  if (p->result && p->grad_values) return NAME(backward_any)(p, b, vectors, true, true);
-  if (p->result) return NAME(backward_any)(p, b, vectors, true, false);
-  return NAME(backward_any)(p, b, vectors, false, true);
+INLINE int NAME(backward_panel)(const product *p, block *b, const int vectors, const bool is_only_panel) {
+  if (p->result && p->grad_values) return NAME(backward_any)(p, b, vectors, true, true, is_only_panel);
+  if (p->result) return NAME(backward_any)(p, b, vectors, true, false, is_only_panel);
+  return NAME(backward_any)(p, b, vectors, false, true, is_only_panel);
 }
 
-static int NAME(backward_1)(const product *p, const block *b) { return NAME(backward)(p, b, 1); }
-static int NAME(backward_2)(const product *p, const block *b) { return NAME(backward)(p, b, 2); }
-static int NAME(backward_4)(const product *p, const block *b) { return NAME(backward)(p, b, 4); }
+INLINE int NAME(backward)(const product *p, block *b, const int vectors) {
+  if (b->is_first_panel && b->is_last_panel) return NAME(backward_panel)(p, b, vectors, true);
+  return NAME(backward_panel)(p, b, vectors, false);
+}
+
+static int NAME(backward_1)(const product *p, block *b) { return NAME(backward)(p, b, 1); }
+static int NAME(backward_2)(const product *p, block *b) { return NAME(backward)(p, b, 2); }
+static int NAME(backward_4)(const product *p, block *b) { return NAME(backward)(p, b, 4); }
 #if MOST_VECTORS == 8
-static int NAME(backward_8)(const product *p, const block *b) { return NAME(backward)(p, b, 8); }
+static int NAME(backward_8)(const product *p, block *b) { return NAME(backward)(p, b, 8); }
 #endif
 
-// Whether the indices of the rows first..last rise within each row, as positions in the other order do, and lead
-// nowhere outside. Each thread looks at its own share just before it reads it, when it must come into the cache anyway;
-// where a share is so large that it would leave the cache again, each run of it is looked at as it is used. So no
-// product leaves its arrays, whoever wrote the indices.
-static bool NAME(is_sound)(const product *p, int64_t first, int64_t last, int64_t features, bool checks_starts_only) {
-  const INDEX *restrict starts = p->starts, *restrict indices = p->indices, *restrict order = p->order;
-  const INDEX nnz = (INDEX)p->nnz;
-  INDEX falls = 0, order_falls = 0;  // all but those from one row to the next
+// Whether the indices of the rows first..last rise within each row and are below `limit`; no branch depends on them.
+static bool NAME(rises)(const INDEX *restrict starts, const INDEX *restrict indices, int64_t first, int64_t last,
+                        int64_t limit) {
+  INDEX falls = 0;  // all but those from one row to the next
   int errors = 0;
   for (int64_t r = first; r < last; r++) {
     const INDEX begin = starts[r], end = starts[r + 1];
-    if (begin < 0 || begin > end || end > nnz) return false;
-    if (begin == end || checks_starts_only) continue;
-    errors |= (indices[begin] < 0) | (indices[end - 1] >= features);
-    if (order) errors |= (order[begin] < 0) | (order[end - 1] >= nnz);
-    if (begin > starts[first]) {
-      falls -= indices[begin] <= indices[begin - 1];
-      if (order) order_falls -= order[begin] <= order[begin - 1];
-    }
+    if (begin == end) continue;
+    errors |= (indices[begin] < 0) | (indices[end - 1] >= limit);
+    if (begin > starts[first]) falls -= indices[begin] <= indices[begin - 1];
   }
-  if (errors || first >= last || checks_starts_only) return !errors;
-  falls += NAME(falls)(indices, starts[first], starts[last]);
-  if (order) order_falls += NAME(falls)(order, starts[first], starts[last]);
-  return !falls && !order_falls;
+  if (errors || first >= last) return !errors;
+  for (int64_t e = starts[first] + 1; e < starts[last]; e++) falls += indices[e] <= indices[e - 1];
+  return !falls;
 }
 
 // One input: a dot product a row, with gathers; nothing is packed.
@@ -359,7 +386,7 @@ static int NAME(forward_single)(const product *p) {
 #pragma omp parallel for num_threads(p->threads) schedule(dynamic, 1) reduction(| : status)
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
     const int64_t first = NAME(share)(crow, p->out, chunk, chunks), last = NAME(share)(crow, p->out, chunk + 1, chunks);
-    if (!NAME(is_sound)(p, first, last, p->in, false)) {
+    if (!NAME(starts_rise)(crow, first, last, p->nnz) || !NAME(rises)(crow, col, first, last, p->in)) {
       status = OUTSIDE;
       continue;
     }
@@ -380,7 +407,7 @@ static int NAME(forward_single)(const product *p) {
 static int NAME(run)(const product *p) {
   const bool is_backward = p->is_backward;
   if (!is_backward && p->batch == 1) return NAME(forward_single)(p);
-  static int (*const forms[2][4])(const product *, const block *) = {
+  static int (*const forms[2][4])(const product *, block *) = {
 #if MOST_VECTORS == 8
       [false] = {NAME(forward_1), NAME(forward_2), NAME(forward_4), NAME(forward_8)},
       [true] = {NAME(backward_1), NAME(backward_2), NAME(backward_4), NAME(backward_8)},
@@ -393,43 +420,74 @@ static int NAME(run)(const product *p) {
   const int64_t rows = is_backward ? p->in : p->out, features = is_backward ? p->out : p->in, nnz = p->nnz;
   if (starts[0] != 0 || starts[rows] != nnz) return OUTSIDE;
   const int fitting = panel_vectors(p->batch, LANES, MOST_VECTORS);
-  const int64_t blocks = block_count(rows, features, nnz, fitting * BYTES), size = (features + blocks - 1) / blocks;
+  const int64_t blocks = block_count(p->room, rows, features, nnz, fitting * BYTES);
+  const int64_t size = (features + blocks - 1) / blocks;
   int most = fitting, status = DONE;
   while (most > 1 && size * most * BYTES > MOST_PANEL) most /= 2;
   while (!is_backward && most > 4 && most / 2 * LANES * p->threads >= p->batch) most /= 2;
+  const int64_t panels = (p->batch + most * LANES - 1) / (most * LANES);
+  const int64_t panel_bytes = (size + LANES) * most * BYTES;
+  char *common = NULL;
 #pragma omp parallel num_threads(p->threads) reduction(| : status)
   {
     // Forward, threads share the panels out and then the rows; backward, where the batch is summed up, the rows alone.
     const int own = omp_get_thread_num(), all = omp_get_num_threads();
-    const int64_t panels = (p->batch + most * LANES - 1) / (most * LANES);
     const int groups = is_backward ? 1 : divisor(all, panels), sharers = all / groups;
+    const bool packs_alone = sharers < p->sharers;
     const int64_t first = NAME(share)(starts, rows, own / groups, sharers);
     const int64_t last = NAME(share)(starts, rows, own / groups + 1, sharers);
-    const int64_t panel_bytes = (size + LANES) * most * BYTES;
+    const bool is_sound = NAME(starts_rise)(starts, first, last, nnz);
+    const int64_t own_panels = packs_alone ? panel_bytes : own == 0 ? 2 * groups * panel_bytes : 0;
     const int64_t partial_bytes = blocks > 1 ? (last - first) * most * BYTES : 0;
-    scratch *memory = scratch_get(panel_bytes + partial_bytes + (blocks > 1 ? (last - first) * sizeof(INDEX) : 0));
-    status = !memory ? NO_MEMORY : NAME(is_sound)(p, first, last, features, blocks > 1) ? DONE : OUTSIDE;
-    char *panel = memory ? memory->memory : NULL, *partial = blocks > 1 ? panel + panel_bytes : NULL;
-    char *reached = blocks > 1 ? partial + partial_bytes : NULL;
-    REAL *totals = own == 0 ? p->grad_bias : NULL;
-    for (int64_t n = own % groups; n < panels && !status && (first < last || totals); n += groups) {
-      const int64_t from = n * most * LANES;
+    const int64_t reached_bytes = blocks > 1 ? ((last - first) * sizeof(INDEX) + 63) / 64 * 64 : 0;
+    const int64_t met = is_backward && is_sound && panels > 1 ? starts[last] - starts[first] : 0;
+    const int64_t met_bytes = (met + LANES * blocks) * REAL_BYTES;
+    scratch *memory = scratch_get(own_panels + partial_bytes + reached_bytes + 2 * met_bytes);
+    status = !memory ? NO_MEMORY : is_sound ? DONE : OUTSIDE;
+    char *panel = memory ? memory->memory : NULL, *partial = panel + own_panels, *reached = partial + partial_bytes;
+    char *weights = reached + reached_bytes, *dot_sums = weights + met_bytes;
+    if (!packs_alone) {
+      if (own == 0) common = panel;
+#pragma omp barrier
+      if (!common) status |= NO_MEMORY;
+    }
+    // In turn with `common`, two panels for each group: one may be packed while the other is still read.
+    for (int64_t round = 0, turn = 0; round * groups < panels; round++) {
+      const int64_t n = round * groups + own % groups, from = n * most * LANES;
       const int vectors = panel_vectors(p->batch - from, LANES, most), width = vectors * LANES;
-      for (int64_t start = 0; start < features && !status; start += size) {
+      block b = {.from = from,
+                 .chains = fitting >= 4 ? WIDE_CHAINS : 2,
+                 .first_row = first,
+                 .last_row = last,
+                 .is_first_panel = n == 0,
+                 .is_last_panel = n == panels - 1,
+                 .partial = blocks > 1 ? partial : NULL,
+                 .reached = blocks > 1 ? reached : NULL,
+                 .weights = weights,
+                 .dot_sums = dot_sums};
+      for (int64_t start = 0; start < features; start += size, turn ^= 1) {
         const int64_t limit = start + size < features ? start + size : features;
-        const bool checks_indices = blocks > 1 && n == own % groups;
-        const block b = {.start = start,
-                         .limit = limit,
-                         .from = from,
-                         .first_row = first,
-                         .last_row = last,
-                         .is_first_block = start == 0,
-                         .is_last_block = limit == features,
-                         .checks_indices = checks_indices,
-                         .panel = panel,
-                         .partial = partial,
-                         .reached = reached};
-        NAME(pack)(is_backward ? p->grad : p->x, p->batch, features, from, width, start, limit, (REAL *)panel, totals);
+        int64_t packed = start, packed_to = limit;
+        if (!packs_alone) {
+          const int64_t part = ((limit - start + LANES - 1) / LANES + sharers - 1) / sharers * LANES;
+          panel = common + (turn * groups + own % groups) * panel_bytes;
+          packed = start + part * (own / groups);
+          packed_to = packed + part < limit ? packed + part : limit;
+        }
+        const bool packs = n < panels && packed < packed_to && (packs_alone ? !status && (first < last || own == 0) : common != NULL);
+        REAL *totals = packs_alone ? (own == 0 ? p->grad_bias : NULL) : p->grad_bias;
+        if (packs)
+          NAME(pack)(is_backward ? p->grad : p->x, p->batch, features, from, width, packed, packed_to,
+                     (REAL *)panel + (packed - start) * width, totals);
+        if (!packs_alone) {
+#pragma omp barrier
+        }
+        if (n >= panels || first >= last || status) continue;
+        b.start = start;
+        b.limit = limit;
+        b.is_first_block = start == 0;
+        b.is_last_block = limit == features;
+        b.panel = panel;
         status |= forms[is_backward][__builtin_ctz(vectors)](p, &b);
       }
     }
@@ -439,6 +497,7 @@ static int NAME(run)(const product *p) {
 }
 #undef VECTOR
 #undef LANES
+#undef WIDE_CHAINS
 #undef LOW
 #undef HIGH
 #endif
