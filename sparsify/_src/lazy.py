@@ -39,7 +39,7 @@ def torch_sparse() -> ModuleType:
 def _import() -> None:
     global _module
     with _lock, warnings.catch_warnings():  # two threads in the latter would restore each other's filters
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning, r"torch\.jit\.")
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", module=r"torch\.jit\.")
         try:
             import torch_sparse
         except ModuleNotFoundError as error:

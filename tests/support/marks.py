@@ -4,7 +4,7 @@ import pytest
 
 from sparsify import kernels
 
-TORCHS_OWN = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+TORCHS_OWN = pytest.mark.filterwarnings("ignore:`torch.jit")
 """torch.jit, torch.compile and forward-mode differentiation warn of PyTorch's own code, with dense models too."""
 
 needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
