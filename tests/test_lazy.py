@@ -106,6 +106,7 @@ class Blocked:
 
 
 sys.meta_path.insert(0, Blocked)
+import warnings
 import pytest
 import torch
 from torch import distributed, nn
@@ -147,6 +148,10 @@ for evolution in SET(interval=2, until=6), RigL(interval=2), GraNet(interval=2),
     loaded, _ = sparsify.sparsify(model(), start=weights)
     served = pickle.loads(pickle.dumps(sparse.eval()))
     x = torch.randn(4, 3, 16)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.trace", module="torch.jit")  # of itself
+        traced = torch.jit.trace(served, x)
+    assert torch.equal(traced(x), served(x))
     with torch.inference_mode():
         assert torch.equal(loaded.eval()(x), served(x))
         assert torch.allclose(served(x), densify(served)(x), atol=1e-5)

@@ -36,6 +36,15 @@ def torch_sparse() -> ModuleType:
     return _module  # type: ignore[return-value]
 
 
+def is_importable() -> bool:
+    """Whether `torch_sparse` can be imported, which this tries."""
+    try:
+        torch_sparse()
+    except ImportError:
+        return False
+    return True
+
+
 def _import() -> None:
     global _module
     with _lock, warnings.catch_warnings():  # two threads in the latter would restore each other's filters

@@ -15,11 +15,7 @@ GATHERED = 2**18
 
 def available() -> bool:
     """Whether torch-sparse can be imported, which this tries."""
-    try:
-        lazy.torch_sparse()
-    except ImportError:
-        return False
-    return True
+    return lazy.is_importable()
 
 
 def serves(values: Tensor) -> bool:

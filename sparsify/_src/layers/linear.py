@@ -1,6 +1,7 @@
 """`SparseLinear`: an nn.Linear that holds its connections only."""
 
 import copy
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -187,6 +188,10 @@ class SparseLinear(SparseLayer):
     def prepare_reset(self) -> list[Change]:
         """Prepare what `reset_parameters` does: see `resetting`."""
         return prepare_reset(self, self.zero_bias)
+
+    def __dir__(self) -> Iterable[str]:
+        """Without `weight` where torch-sparse is missing: torch.jit.trace, for one, reads all that is named here."""
+        return [name for name in super().__dir__() if name != "weight" or lazy.is_importable()]  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> "SparseTensor":
