@@ -17,6 +17,7 @@ from tests.support.models import mlp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # thop imports distutils, fvcore scripts with torch.jit
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # as torch 2.15 calls it
     import thop
     from fvcore.nn import FlopCountAnalysis, parameter_count
 
