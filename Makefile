@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help mnist test interruptions lint bench clean
+.PHONY: help mnist test interruptions lint bench wheel try-wheel clean
 help:
 	@echo "make mnist      train a sparse network on MNIST (real data: DATA=folder or \$$SPARSIFY_DATA)"
 	@echo "make test       the test suite"
 	@echo "make interruptions  fail at every line, operator and allocation of an evolution (hours)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time layers, training steps and evolution beside other libraries"
+	@echo "make wheel      dist/*.whl, one for every Python of this platform"
+	@echo "make try-wheel  install it in an empty environment (TORCH=torch==2.13.0 chooses) and train"
 	@echo "make clean      remove .venv and all that was built"
 
 mnist: .venv/installed
@@ -28,7 +30,13 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python examples/benchmark.py
 
-.venv/installed: setup.cfg pyproject.toml .ci/install $(wildcard sparsify/_src/native/*.[ch])
+wheel:
+	@PYTHON=$(PYTHON) sh .ci/wheel
+
+try-wheel: wheel
+	@PYTHON=$(PYTHON) TORCH="$(or $(TORCH),torch)" sh .ci/wheel try
+
+.venv/installed: setup.cfg pyproject.toml .ci/install .ci/building.py $(wildcard sparsify/_src/native/*.[ch])
 	@PYTHON=$(PYTHON) sh .ci/install
 
 clean:

@@ -10,6 +10,7 @@ from sparsify import SET, SparseLinear, Static, densify, epsilon, sparsify, trim
 from sparsify._src import api
 from sparsify._src.conversion import replacement, transfer
 from tests.support.comparing import assert_same, snapshot
+from tests.support.marks import needs_muon
 from tests.support.models import mlp
 
 
@@ -227,10 +228,11 @@ def test_a_call_that_fails_late_leaves_all_as_it_was(monkeypatch, sabotage, kind
         (lambda m: (m, {"0": 0.1}, None), TypeError, "got dict. If that is the density"),
         (lambda m: (m, epsilon(3), None), TypeError, "got epsilon. If that is the density"),
         (lambda m: (sgd(m), m, 0.1), TypeError, r"got Sequential. The order is sparsify\(model, optimizer, density\)"),
-        (
+        pytest.param(
             lambda m: (m, torch.optim.Muon([m[0].weight]), 0.1),
             TypeError,
             "optimizer must work elementwise, got Muon: it treats a weight as a matrix",
+            marks=needs_muon,
         ),
         (lambda m: (m, torch.optim.SparseAdam(m.parameters()), 0.1), TypeError, "got SparseAdam"),
     ],

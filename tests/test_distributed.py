@@ -194,6 +194,8 @@ def test_ranks_that_reset_alike_go_on_and_others_are_told(ranks):
 def test_sharding_is_refused_before_and_after(ranks):
     for found in ranks:
         assert "model must not be sharded, got FSDP" in found["sharded"]["before"]
+        if torch.__version__ < (2, 7):
+            pytest.skip("FSDP2 of this torch does not run on a CPU")
         assert (
             "values must be whole on every rank, got a DTensor in layer '0': FSDP leaves" in found["sharded"]["after"]
         )

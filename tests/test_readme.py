@@ -12,7 +12,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch.onnx's own
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # fvcore's own
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # fvcore's own
 @pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated:DeprecationWarning")  # thop's own
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_snippet_runs(number, tmp_path, monkeypatch):

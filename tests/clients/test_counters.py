@@ -1,5 +1,7 @@
 """Counters of parameters and FLOPs see the connections, not the places between them."""
 
+import subprocess
+import sys
 import warnings
 
 import ptflops
@@ -15,6 +17,7 @@ from tests.support.models import mlp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # thop imports distutils, fvcore scripts with torch.jit
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # as torch 2.15 calls it
     import thop
     from fvcore.nn import FlopCountAnalysis, parameter_count
 
@@ -45,6 +48,23 @@ def flops(run):
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("order", [("sparsify", "torch.utils.flop_counter"), ("torch.utils.flop_counter", "sparsify")])
+def test_the_counter_knows_sparse_products_whichever_is_imported_first(order):
+    command = f"""
+import importlib, sys, torch
+first, second = {order}
+importlib.import_module(first)
+assert first != "sparsify" or "torch.utils.flop_counter" not in sys.modules, "it is slow to import"
+importlib.import_module(second)
+layer = sys.modules["sparsify"].SparseLinear(20, 30, 0.5)
+with sys.modules["torch.utils.flop_counter"].FlopCounterMode(display=False) as counter:
+    layer(torch.randn(7, 20))
+assert counter.get_total_flops() == 2 * 300 * 7
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", EACH)

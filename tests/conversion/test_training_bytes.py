@@ -15,7 +15,6 @@ from torch.optim import (
     Adam,
     Adamax,
     AdamW,
-    Muon,
     NAdam,
     RAdam,
     RMSprop,
@@ -24,6 +23,7 @@ from torch.optim import (
 
 from sparsify import SparseLinear, plan, sparsify, summary
 from sparsify._src.conversion.training_bytes import tried
+from tests.support.marks import needs_muon
 from tests.support.models import mlp
 from tests.support.wrappers import SAM, Lookahead
 
@@ -327,8 +327,9 @@ def test_what_is_refused_as_an_optimizer_is_named():
             call(optimizer="adam")
 
 
+@needs_muon
 def test_an_optimizer_of_matrices_has_nothing_for_a_vector():
     model = nn.Sequential(nn.Linear(40, 60, bias=False))
-    report = plan(model, 0.2, optimizer=Muon(model.parameters()))
+    report = plan(model, 0.2, optimizer=torch.optim.Muon(model.parameters()))
     assert report.layers[0].training_bytes is None
     assert report.layers[0].dense_training_bytes == 3 * 2400 * 4

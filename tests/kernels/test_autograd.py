@@ -335,6 +335,7 @@ def graphs(model, x):
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 def test_a_graph_refuses_a_tangent_that_it_would_drop(mode, number):
+    torch._dynamo.reset()  # PyTorch up to 2.6 counts what it compiled for other cases
     model, x = sparsify(mlp(12, 16, 4), None, 0.4)[0], torch.randn(3, 12)
     graph = list(graphs(model, x))[number]
     with mode(), fwAD.dual_level():

@@ -68,6 +68,7 @@ def test_every_form_of_the_native_kernels(outs, ins, density, dtype, index, leve
             torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch 2.15's own
 @pytest.mark.parametrize("name", EACH)
 def test_the_operators_are_well_formed(name):
     layer, x = SparseLinear(30, 20, 0.2), torch.randn(5, 30, requires_grad=True)

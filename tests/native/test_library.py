@@ -1,6 +1,11 @@
 """The gate between Python and C."""
 
 import ctypes
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,3 +173,67 @@ def test_digests_tell_topologies_apart_and_are_the_same_with_and_without_a_compi
     for digest, flat in zip(found, flats, strict=True):
         topology.check_digest("it", digest, (100, 101))
         assert digest[0] == len(flat)
+
+
+SHARING = """
+import os, re, torch
+
+
+def runtimes():
+    with open("/proc/self/maps") as maps:
+        return {path for line in maps if re.search(r"lib(g|i|)omp\\b", path := line.rpartition(" ")[2])}
+
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+before = runtimes()
+assert before
+from sparsify import SparseLinear
+from sparsify._src.native import library
+
+layer, x = SparseLinear(2000, 2000, 0.1), torch.randn(64, 2000)
+with torch.no_grad():
+    torch.set_num_threads(1)
+    alone = threads()
+    layer(x)
+    assert threads() == alone, "one thread was asked for"
+    torch.set_num_threads(3)
+    alone = threads()
+    layer(x)
+    assert threads() == alone + 2, "three were"
+    torch.randn(1000, 1000).exp_()
+    assert threads() == alone + 2, "PyTorch's own work is done by the same"
+assert runtimes() == before
+"""
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells")
+def test_the_library_computes_with_pytorchs_openmp_runtime_and_its_threads():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", SHARING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert b"libgomp.so" not in Path(find_spec("sparsify._src.native._compiled").origin).read_bytes()
+
+
+@needs_native
+def test_a_runtime_that_pytorch_keeps_to_itself_is_shared_and_a_missing_one_is_told_of(monkeypatch):
+    opened, fails = [], ["library"]
+
+    def dll(path, mode=None):
+        opened.append((path, mode))
+        if path in fails:
+            if path == "library":
+                fails.remove(path)
+            raise OSError(f"{path}: undefined symbol: GOMP_parallel")
+        return path
+
+    monkeypatch.setattr(library.ctypes, "CDLL", dll)
+    assert library._opened("library") == "library"
+    assert opened == [("library", None), ("libgomp.so.1", ctypes.RTLD_GLOBAL), ("library", None)]
+    fails += ["library", "libgomp.so.1"]
+    with pytest.raises(ImportError, match=r"library must find its OpenMP functions .* GOMP_parallel"):
+        library._opened("library")

@@ -330,6 +330,8 @@ def sharded(rank):
         sparsify(model, SGD(model.parameters(), 0.1), 0.3)
     except ValueError as error:
         found["before"] = str(error)
+    if torch.__version__ < (2, 7):  # its FSDP2 does not run on a CPU
+        return found
     model, optimizer = prepare(0, SET())
     fully_shard(model)
     model(batch(rank)[0]).sum().backward()

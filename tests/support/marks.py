@@ -1,12 +1,14 @@
 """Marks that several files of tests share."""
 
 import pytest
+import torch
 
 from sparsify import kernels
 
-TORCHS_OWN = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+TORCHS_OWN = pytest.mark.filterwarnings("ignore:`torch.jit")
 """torch.jit, torch.compile and forward-mode differentiation warn of PyTorch's own code, with dense models too."""
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 needs_native = pytest.mark.skipif("native" not in kernels.available(), reason="no C compiler when installed")
 EACH = [
     pytest.param(name, marks=pytest.mark.skipif(name not in kernels.available(), reason=f"no {name} kernels here"))

@@ -19,7 +19,7 @@ the README's figures of the EPYC change as is said here, within a quarter.
 import torch
 
 from sparsify._src.kernels import native
-from sparsify._src.kernels.dispatch import available
+from sparsify._src.kernels.dispatch import best
 from sparsify._src.topology import Shape
 
 SPARSE = {
@@ -48,8 +48,8 @@ def is_known(device: torch.device) -> bool:
 
 def milliseconds(shape: Shape, nnz: int, batch: int = BATCH) -> float:
     """The time of a sparse layer, forward and backward."""
-    best = available()[0]
-    form = ("baseline", "AVX2", "AVX-512")[native.LEVEL] if best == "native" else best
+    name = best()
+    form = ("baseline", "AVX2", "AVX-512")[native.LEVEL] if name == "native" else name
     call, feature, connection = SPARSE[form]
     return call + (feature * (shape[0] + shape[1]) * batch + connection * nnz * max(batch, LEAST)) / BATCH
 

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from sparsify._src import lazy
 from sparsify._src.kernels import aten, native, torch_sparse
 from sparsify._src.warning import warn
 
@@ -22,13 +23,23 @@ def available() -> tuple[str, ...]:
     """The kernels that are here, best first.
 
     "native": our own, on the CPU, where they were compiled. "aten": PyTorch's products of CSR matrices, on the CPU with
-    MKL, and on CUDA. "torch_sparse": the reference, on the CPU, and on CUDA where it was built for it, preferred there.
+    MKL, and on CUDA. "torch_sparse": the reference, where torch-sparse can be imported: on the CPU, and on CUDA where
+    it was built for it, preferred there.
 
     Example:
         >>> "torch_sparse" in kernels.available()
         True
     """
-    return tuple(name for name, kernel in KERNELS.items() if kernel.available())
+    return tuple(_available())
+
+
+def best() -> str:
+    """The first of `available()`, without trying to import those after it; where there is none, the one to install."""
+    return next(_available(), "torch_sparse")
+
+
+def _available() -> Iterator[str]:
+    return (name for name, kernel in KERNELS.items() if kernel.available())
 
 
 @contextmanager
@@ -37,6 +48,7 @@ def use(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: `name` is not available.
+        ImportError: "torch_sparse" is not, and why.
     Example:
         >>> layer, images = SparseLinear(784, 10, density=0.1), torch.randn(32, 784)
         >>> with kernels.use("torch_sparse"):
@@ -79,7 +91,9 @@ def _warn_of_slowness(name: str) -> None:
 
 
 def _check(name: str) -> None:
-    if name not in available():
+    if name not in KERNELS or not KERNELS[name].available():
+        if name == "torch_sparse":
+            lazy.torch_sparse()
         raise ValueError(f"kernels must be one of {available()}, got {name!r}.")
 
 

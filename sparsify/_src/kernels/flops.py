@@ -1,19 +1,24 @@
 """Tells torch.utils.flop_counter what a sparse product costs: a multiplication and an addition for each connection."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+import wrapt
 
 from sparsify._src.kernels import ops  # noqa: F401  (registers torch.ops.sparsify)
 
 
-@register_flop_formula(torch.ops.sparsify.linear)
 def _of_forward(input: torch.Size, values: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * input[0] * values[0]
 
 
-@register_flop_formula(torch.ops.sparsify.linear_backward)
 def _of_backward(grad: torch.Size, input: torch.Size, values: torch.Size, *rest: Any, **_: Any) -> int:
     needs: list[bool] = rest[-1]
     return 2 * input[0] * values[0] * sum(needs[:2])  # the bias's is a sum
+
+
+@wrapt.when_imported("torch.utils.flop_counter")  # at once or later: it imports Triton, which is slow
+def _register(flop_counter: ModuleType) -> None:
+    flop_counter.register_flop_formula(torch.ops.sparsify.linear)(_of_forward)
+    flop_counter.register_flop_formula(torch.ops.sparsify.linear_backward)(_of_backward)

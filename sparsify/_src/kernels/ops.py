@@ -57,7 +57,12 @@ def by_dense_weight(input: Tensor, values: Tensor, bias: Tensor | None, *index: 
     return F.linear(input, weight.index_put((row.long(), indices.col.long()), values), bias)
 
 
-@torch.library.custom_op("sparsify::linear_backward", mutates_args=())
+@torch.library.custom_op(
+    "sparsify::linear_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor input, Tensor values, Tensor crow, Tensor col, Tensor ccol, Tensor csc_row, "
+    "Tensor csc_order, bool[] needs) -> (Tensor, Tensor, Tensor)",  # torch 2.5 cannot read list[bool]
+)
 def linear_backward(
     grad: Tensor,
     input: Tensor,

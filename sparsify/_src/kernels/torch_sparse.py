@@ -1,5 +1,7 @@
 """torch-sparse's own kernels: the reference, on every device it was built for."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -12,16 +14,20 @@ GATHERED = 2**18
 
 
 def available() -> bool:
-    """Always: sparsify depends on it."""
-    return True
+    """Whether torch-sparse can be imported, which this tries."""
+    return lazy.is_importable()
 
 
 def serves(values: Tensor) -> bool:
     """Whether these kernels can compute with `values`."""
     if values.device.type != "cuda":
         return values.device.type == "cpu"
-    lazy.torch_sparse()
-    return bool(torch.ops.torch_sparse.cuda_version() >= 0)
+    return _are_built_for_cuda()
+
+
+@cache
+def _are_built_for_cuda() -> bool:
+    return available() and bool(torch.ops.torch_sparse.cuda_version() >= 0)
 
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:

@@ -1,6 +1,7 @@
 """`SparseLinear`: an nn.Linear that holds its connections only."""
 
 import copy
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -188,15 +189,23 @@ class SparseLinear(SparseLayer):
         """Prepare what `reset_parameters` does: see `resetting`."""
         return prepare_reset(self, self.zero_bias)
 
+    def __dir__(self) -> Iterable[str]:
+        """Without `weight` where torch-sparse is missing: torch.jit.trace, for one, reads all that is named here."""
+        return [name for name in super().__dir__() if name != "weight" or lazy.is_importable()]  # type: ignore[no-untyped-call]
+
     @property
     def weight(self) -> "SparseTensor":
-        """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd."""
+        """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd.
+
+        Raises:
+            ImportError: torch-sparse and torch-scatter are not both installed, or not built for this torch.
+        """
         return lazy.sparse_tensor(self.values, self.indices(), self.shape)
 
     @weight.setter
     def weight(self, weight: "SparseTensor") -> None:
         """Accept the layer's own weight, as PEFT sets it when it unwraps a layer, and nothing else."""
-        if not isinstance(weight, lazy.torch_sparse().SparseTensor) or weight.storage.value() is not self.values:
+        if not lazy.is_sparse_tensor(weight) or weight.storage.value() is not self.values:
             raise AttributeError(
                 f"weight must be the layer's own, got another {type(weight).__name__}. Write into `values`, or load a "
                 "state dict for another topology."

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import NoReturn
 
@@ -48,12 +49,12 @@ def _load() -> ctypes.CDLL | None:
     """The library; None where it was not built (no C compiler when sparsify was installed).
 
     Raises:
-        ImportError: it was compiled from the sources of another version.
+        ImportError: it was compiled from the sources of another version, or finds no OpenMP runtime.
     """
     found = find_spec("sparsify._src.native._compiled")
     if found is None or found.origin is None:
         return None
-    library = ctypes.CDLL(found.origin)
+    library = _opened(found.origin)
     number, threads, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
     product_size = getattr(library, "sparsify_product_size", None)
     if product_size is None or product_size() != ctypes.sizeof(Product):
@@ -74,6 +75,25 @@ def _load() -> ctypes.CDLL | None:
     library.sparsify_places.argtypes = [pointer, number, pointer, number, pointer]
     library.sparsify_merge.argtypes = [pointer, pointer, number, pointer, number, number, pointer, pointer]
     return library
+
+
+def _opened(path: str) -> ctypes.CDLL:
+    """The library at `path`, with the OpenMP runtime of PyTorch.
+
+    It is linked with none: its functions are found in what `import torch` has loaded, under whatever name, and so no
+    second runtime comes with threads of its own. Where a PyTorch keeps its runtime to itself, naming it shares it.
+    """
+    with suppress(OSError):
+        return ctypes.CDLL(path)
+    try:
+        ctypes.CDLL("libgomp.so.1", ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(path)
+    except OSError as error:
+        raise ImportError(
+            f"the compiled library {path} must find its OpenMP functions in the runtime that PyTorch has loaded, or in "
+            f"libgomp.so.1, got: {error}. Install libgomp (Debian, Ubuntu: libgomp1), and compile with gcc "
+            "(CC=gcc pip install --force-reinstall ...)."
+        ) from error
 
 
 LIBRARY = _load()
