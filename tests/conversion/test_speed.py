@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsify import kernels, plan, sparsify, summary
+from sparsify import GMP, kernels, plan, sparsify, summary
 from sparsify._src.conversion import built_in, figures_file, measuring, speed
 from sparsify._src.conversion.figures import GRID, SIZES, Pair, Place
 from sparsify._src.conversion.measuring import Unsteady
@@ -182,6 +182,16 @@ def test_layers_of_one_shape_are_measured_once_and_giants_never(machine):
     report = plan(model, {"[0-2]": 0.1, "3": 0.001}, measure=True)
     assert [(place.out_features, nnz) for place, nnz in machine.layers] == [(100, 1000)]
     assert report.layers[3].speed_up > 1
+
+
+def test_what_is_sparse_already_is_measured_too_and_what_is_elsewhere_is_not(machine, monkeypatch):
+    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 30))
+    model, sgd = sparsify(model, torch.optim.SGD(model.parameters(), 0.1), {"0": 0.5})
+    plan(model, 0.1, optimizer=sgd, evolution=GMP(until=10), measure=True)
+    assert [place.out_features for place, _ in machine.layers] == [30, 100]
+    monkeypatch.setattr(speed, "is_known", lambda device: False)
+    plan(nn.Linear(70, 70), 0.1, measure=True)
+    assert len(machine.layers) == 2
 
 
 @pytest.mark.parametrize("change", ["threads", "torch", "library"])

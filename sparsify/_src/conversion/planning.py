@@ -25,6 +25,7 @@ from sparsify._src.distributed import Ranks
 from sparsify._src.evolution import SET, Evolution
 from sparsify._src.evolution.algorithms import check_evolution
 from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.topology import Shape
 from sparsify._src.training import holders
 from sparsify._src.training.arguments import unwrapped
 
@@ -154,7 +155,7 @@ def _measured(deciding: Callable[[], Decision], use: Use, again: bool) -> tuple[
         trouble, before = speed.measure(), None
         while True:
             decision = deciding()
-            layers = [(decision.maps[name].shape, decision.targets[name]) for name in decision.first]
+            layers = _to_measure(decision)
             if layers == before:
                 break
             trouble, before = speed.measure(layers, use) or trouble, layers
@@ -163,6 +164,14 @@ def _measured(deciding: Callable[[], Decision], use: Use, again: bool) -> tuple[
     except Unsteady as error:
         return deciding(), f"speed: not measured here, because something else used the processor ({error})"
     return decision, trouble and f"speed: what was measured is lost with this process: {trouble}"
+
+
+def _to_measure(decision: Decision) -> list[tuple[Shape, int]]:
+    """Shape and connections of the layers on a CPU that would be sparse, or are."""
+    first = {name: decision.maps[name] for name in decision.first}
+    shapes = {name: x.shape for name, x in first.items() if speed.is_known(x.linear.weight.device)}
+    shapes |= {name: x.shape for name, x in decision.existing.items() if speed.is_known(x.values.device)}
+    return [(shape, decision.targets[name]) for name, shape in shapes.items()]
 
 
 def _with_skip(
