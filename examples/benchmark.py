@@ -10,28 +10,30 @@ medians and their ratios: absolute times differ between machines and from minute
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from rivals import rivals
-from scipy.optimize import nnls
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, sparsify
+from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, plan, sparsify
 from sparsify._src import kernels
-from sparsify._src.conversion import speed
+from sparsify._src.conversion import built_in, figures, measuring, processor, speed
 from sparsify._src.topology import Indices
 from sparsify.evolution import by_gradient, by_gradient_among, uniformly
 
@@ -43,7 +45,7 @@ ASKED = {
 }
 """What this project set itself: speed-up over nn.Linear by (n, batch) and density."""
 
-PARTS = ("layer", "inference", "steps", "evolution", "growth", "memory")
+PARTS = ("layer", "inference", "steps", "evolution", "growth", "memory", "plan")
 
 WIDE = (0.02, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7)
 """More densities, without the rivals, for the plot: where sparse stops being faster."""
@@ -81,6 +83,16 @@ def step(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> Callable[[], 
         x.grad = None
         layer.zero_grad()
         layer(x).backward(grad)
+
+    return run
+
+
+def answer(layer: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+    """Forward through one layer, without gradients."""
+
+    def run() -> None:
+        with torch.no_grad():
+            layer(x)
 
     return run
 
@@ -304,70 +316,57 @@ def memory(n: int = 4096, density: float = 0.1) -> str:
 
 
 def fit(seconds: float) -> None:
-    """Fit the model of conversion/speed.py for every form of the kernels that is here, and print its coefficients."""
-    forms = {name: ("native", level) for level, name in enumerate(("baseline", "AVX2", "AVX-512"))}
-    forms |= {name: (name, 0) for name in kernels.available() if name != "native"}
-    names = [name for name, (_, level) in forms.items() if level <= kernels.native.LEVEL]
-    terms: dict[str, list[list[float]]] = {name: [] for name in ("dense", *names)}
-    times: dict[str, list[float]] = {name: [] for name in terms}
-    for n in (256, 512, 1024, 2048, 4096):
-        x, grad = torch.randn(128, n, requires_grad=True), torch.randn(128, n)
-        for density in (0.01, 0.05, 0.1, 0.25, 0.5):
-            dense, sparse = step(nn.Linear(n, n), x, grad), step(SparseLinear(n, n, density), x, grad)
-
-            def form(name: str, sparse=sparse) -> Callable[[], None]:
-                kernel, level = forms[name]
-
-                def run() -> None:
-                    kernels.native.LEVEL = level
-                    with kernels.use(kernel):
-                        sparse()
-
-                return run
-
-            slow = density * n * n > 1e6
-            found = medians(
-                {"dense": dense} | {name: form(name) for name in names if not slow or name != "torch_sparse"}, seconds
-            )
-            for name, ms in found.items():
-                terms[name].append([1, n * n] if name == "dense" else [1, 2 * n, density * n * n])
-                times[name].append(ms)
-            console.print(n, density, {name: round(ms, 3) for name, ms in found.items()})
-    for name, rows in terms.items():
-        measured = np.array(times[name])
-        relative = np.array(rows) / measured[:, None]  # so that small layers count as much as large ones
-        coefficients, _ = nnls(relative, np.ones(len(measured)))
-        error = np.abs(relative @ coefficients - 1)
-        numbers = ", ".join(f"{c:.3g}" for c in coefficients)
-        console.print(f"{name}: {numbers} (error {np.median(error):.0%}, at most {error.max():.0%})")
+    """Measure this machine as the tables of conversion/built_in.py, and print one."""
+    grid = np.full(figures.GRID, np.nan)
+    for k, size in enumerate(figures.SIZES):
+        grid[:, k] = measuring.grid([size], seconds)[:, k]
+        console.print(f"measured {size} x {size}")
+    print(built_in.written(grid))
 
 
-def fit_batches(seconds: float) -> None:
-    """Fit how speed-ups change with the batch, LEAST and MORE of conversion/speed.py, and print both."""
-    batches, densities = (1, 4, 8, 16, 32, 64, 512), (0.01, 0.1, 0.3)
-    measured: dict[tuple[int, int, float], float] = {}
-    for n in (256, 1024, 4096):
-        for batch in (speed.BATCH, *batches):
-            x, grad = torch.randn(batch, n, requires_grad=True), torch.randn(batch, n)
-            variants = {"dense": step(nn.Linear(n, n), x, grad)}
-            variants |= {str(density): step(SparseLinear(n, n, density), x, grad) for density in densities}
-            found = medians(variants, seconds)
-            measured |= {(n, batch, density): found["dense"] / found[str(density)] for density in densities}
-            console.print(n, batch, {name: round(ms, 3) for name, ms in found.items()})
+def planned(
+    sizes: list[int], batches: list[int], densities: Sequence[float], seconds: float, folder: Path
+) -> list[dict]:
+    """What `plan` says beside what is measured: n x n, and 4n x n as far as that is no wider than 4096.
 
-    def errors(least: int, more: int) -> np.ndarray:
-        speed.LEAST, speed.MORE = least, more
-        changes = []
-        for (n, batch, density), faster in measured.items():
-            if batch >= 8 and batch != speed.BATCH:
-                nnz = int(density * n * n)
-                told = speed.speed_up((n, n), nnz, batch) / speed.speed_up((n, n), nnz)
-                changes.append(told / (faster / measured[n, speed.BATCH, density]))
-        return np.abs(np.log(changes))
+    "plan" has measured the layer itself, "grid" only square ones, "built-in" nothing.
 
-    least, more = min(product(range(8, 65, 8), range(0, 41, 5)), key=lambda pair: float((errors(*pair) ** 2).mean()))
-    found = np.exp(errors(least, more))
-    console.print(f"LEAST, MORE = {least}, {more} (error {np.median(found) - 1:.0%}, at most {found.max():.1f} times)")
+    Args:
+        folder: for what `plan` measures, anew.
+    """
+    shapes = [(n, n) for n in sizes] + [(4 * n, n) for n in sizes if 4 * n <= 4096]
+    results = []
+    os.environ["SPARSIFY_CACHE"] = str(folder)
+    for outs, ins in shapes:
+        for batch, training in product(batches, (True, False)):
+            x, grad = torch.randn(batch, ins, requires_grad=True), torch.randn(batch, outs)
+            made = {"dense": nn.Linear(ins, outs)} | {f"{d:g}": SparseLinear(ins, outs, d) for d in densities}
+            run = partial(step, x=x, grad=grad) if training else partial(answer, x=x.detach())
+            found = medians({name: run(layer) for name, layer in made.items()}, seconds)
+            for density in densities:
+                use, nnz = speed.Use(batch, training), made[f"{density:g}"].nnz
+                built = built_in.nearest(processor.described(), speed.form())
+                report = plan(made["dense"], {"*": density}, batch=batch, training=training, measure=True)
+                if report.notes[-1:] and "not measured" in report.notes[-1]:
+                    console.print(f"{outs} x {ins}, batch {batch}, density {density:g}: {report.notes[-1]}")
+                    continue
+                alone = replace(speed.figures(), layers={})
+                told = {"measured": found["dense"] / found[f"{density:g}"], "plan": report.speed_up}
+                for name, known in ("grid", alone), ("built-in", built):
+                    told[name] = known.dense((outs, ins), *use) / known.sparse((outs, ins), nnz, *use)
+                row = {"shape": [outs, ins], "batch": batch, "training": training, "density": density} | told
+                results.append(row)
+                console.print(
+                    f"{outs:4} x {ins:4} batch {batch:3} {'training ' if training else 'inference'} {density:<5g}",
+                    *(f"{name} {value:.2f} x" for name, value in told.items()),
+                )
+    for name in ("plan", "grid", "built-in") if results else ():
+        off = np.exp([abs(np.log(row[name] / row["measured"])) for row in results])
+        console.print(
+            f"{name} is off by {np.median(off) - 1:.0%} in the median, {np.quantile(off, 0.9) - 1:.0%} at the ninth "
+            f"decile, {off.max():.2f} times at most; within 25 % are {(off <= 1.25).mean():.0%} of {len(off)}"
+        )
+    return results
 
 
 def plot(results: list[dict], path: Path) -> None:
@@ -414,14 +413,15 @@ def main() -> None:
     parser.add_argument("--evolved", type=int, nargs="+", default=[1024, 3200, 10_240], help="sizes, density 0.1")
     parser.add_argument("--grown", type=float, nargs=2, default=[8192, 0.01], metavar=("N", "DENSITY"))
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--fit", action="store_true", help="fit the model that plan() uses, and nothing else")
+    parser.add_argument(
+        "--fit", action="store_true", help="print a table of built-in figures for plan(), and nothing else"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     level = ("no AVX", "AVX2", "AVX-512")[kernels.native.LEVEL]
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()} with {level}")
     if options.fit:
-        fit(options.seconds / 4)
-        fit_batches(options.seconds / 4)
+        fit(options.seconds / 20)
         return
     if "layer" in options.only:
         results = layers(options.sizes, options.batches, options.densities, options.seconds, compare=True)
@@ -443,6 +443,10 @@ def main() -> None:
         console.print(growth(int(options.grown[0]), options.grown[1]))
     if "memory" in options.only:
         console.print(memory())
+    if "plan" in options.only:
+        with TemporaryDirectory() as folder:
+            results = planned(options.sizes, options.batches, options.densities, options.seconds / 10, Path(folder))
+        (options.out / "plan.json").write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

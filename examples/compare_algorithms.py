@@ -95,9 +95,8 @@ def main() -> None:
         "--algorithms", nargs="+", choices=("dense", *mnist.ALGORITHMS), default=["dense", *mnist.ALGORITHMS]
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.set_defaults(epochs=100, quiet=True)
     options = parser.parse_args()
-    options.quiet = True
-    options.epochs = options.epochs or 100
     path: Path = options.out / "compare.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {}

@@ -66,11 +66,9 @@ def load(name: str, folder: str | Path | None = None) -> Dataset:
     try:
         return _idx(name, {file: _cached(name, file, cache) for file in FILES})
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        line = "!" * 78
         print(
-            f"{line}\n{name} could not be downloaded ({error}).\n"
-            "Training on scikit-learn's bundled digits instead: 1,797 images of 8 x 8 pixels. This is NOT the\n"
-            f"data set you asked for. For that, pass --data FOLDER with the four IDX .gz files of {name}.\n{line}",
+            f"{name} could not be downloaded ({error}): training on scikit-learn's digits instead, 1,797 images of "
+            f"8 x 8. For the real data pass --data FOLDER (make mnist DATA=FOLDER) with {name}'s four IDX .gz files.",
             file=sys.stderr,
         )
         return _digits()

@@ -11,5 +11,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 
 @pytest.fixture(autouse=True)
+def _unmeasured(tmp_path_factory, monkeypatch):
+    """No test finds what was measured on this machine, nor leaves anything there."""
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

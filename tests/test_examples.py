@@ -9,6 +9,7 @@ from pathlib import Path
 
 import charlm
 import datasets
+import mnist
 import pytest
 import torch
 
@@ -29,6 +30,29 @@ def test_mnist_compares_prints_and_saves(tmp_path):
         assert word in done.stdout
     for name in ("digits-accuracy.png", "digits-inputs.png"):
         assert (tmp_path / "runs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_digits_alone_are_trained_beside_dense_with_settings_of_their_own(tmp_path):
+    done = run("mnist.py", "--dataset", "digits", "--epochs", "2", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    dense, sparse = ([cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines() if "%" in line)
+    assert (dense[1], dense[3]) == ("dense", f"{65_000 + 1_001_000 + 10_010:,}")
+    assert (sparse[1], sparse[3]) == ("SET", f"{round(0.05 * 1_064_000) + 10_000 + 2_010:,}"), "the last layer is dense"
+    assert (tmp_path / "runs" / "digits-inputs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evolution_leaves_the_pixels_of_digits_that_are_always_empty():
+    options = mnist.parser().parse_args([])
+    assert (options.density, options.hidden, options.epochs, options.dense_last) == (0.1, [300, 100], 10, False)
+    vars(options).update(mnist.DIGITS, hidden=[100, 20], density=0.3, epochs=20, quiet=True)
+    data = mnist.with_empty_pixels_at_zero(datasets.load("digits"))
+    assert data.train_images.min() == 0
+    empty = data.train_images.std(0) == 0
+    assert 2 < empty.sum() < 20
+    result = mnist.train("SET", data, options)
+    before, after = (counts[empty].sum() / counts.sum() for counts in (result.inputs_before, result.inputs_after))
+    assert after < 0.8 * before
+    assert result.accuracies[-1] > 95
 
 
 def test_a_table_is_learned_dense_and_sparse(tmp_path):
@@ -61,11 +85,14 @@ def test_benchmark_runs(tmp_path):
     done = run(
         "benchmark.py",
         *"--seconds 0.001 --sizes 64 --batches 8 --densities .1 --evolved 64".split(),
-        *"--only layer inference steps evolution memory".split(),  # growth has one size, a large one
+        *"--only layer inference steps evolution memory plan".split(),  # growth has one size, a large one
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert "evolve" in done.stdout
+    for words in (" 64 x   64 batch   8 inference", " 256 x   64 batch   8 training", "plan is off by"):
+        assert words in done.stdout or "something else used the processor" in done.stdout
+    assert (tmp_path / "runs" / "plan.json").exists()
     assert (tmp_path / "runs" / "benchmark.png").stat().st_size > 10_000
 
 
@@ -151,9 +178,11 @@ def test_without_a_network_digits_are_used_and_said_loudly(monkeypatch, tmp_path
     assert data.name == "digits"
     assert (data.train_images.shape, data.test_images.shape, data.side) == ((1437, 64), (360, 64), 8)
     assert abs(data.train_images.mean()) < 1e-5
-    error = capsys.readouterr().err
-    assert "mnist could not be downloaded" in error
-    assert "NOT" in error
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "mnist could not be downloaded (<urlopen error no network>): training on scikit-learn's digits"
+    )
+    assert "pass --data FOLDER (make mnist DATA=FOLDER) with mnist's four IDX .gz files" in line
 
 
 def test_a_download_with_another_checksum_is_refused_and_not_kept(monkeypatch, tmp_path):

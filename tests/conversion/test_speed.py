@@ -1,10 +1,57 @@
-import pytest
-from torch import nn
+"""What `plan` and `summary` tell of speed, and where it comes from."""
 
-from sparsify import kernels, plan, sparsify, summary
-from sparsify._src.conversion.speed import DENSE, SPARSE, dense_milliseconds, milliseconds, speed_up
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsify import GMP, kernels, plan, sparsify, summary
+from sparsify._src.conversion import built_in, figures_file, measuring, speed
+from sparsify._src.conversion.figures import GRID, SIZES, Pair, Place
+from sparsify._src.conversion.measuring import Unsteady
+from sparsify._src.conversion.speed import Use, dense_milliseconds, milliseconds, speed_up
 from sparsify._src.native import library
 from tests.support.marks import needs_native
+
+INTEL = {"vendor_id": "GenuineIntel"}
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch, tmp_path):
+    """Nothing is known of this machine."""
+    monkeypatch.setattr(speed, "_known", {})
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine on which a dense layer takes 6 ms, a sparse one 1 and as many more as it has thousands of connections;
+    in the grid a sparse one 2 ms. It notes what it was asked to measure."""
+    asked = SimpleNamespace(grids=[], layers=[], fails=False)
+
+    def grid(sizes):
+        if asked.fails:
+            raise Unsteady("it had a core for 50% of the time only")
+        asked.grids.append(sizes)
+        found = np.full(GRID, np.nan)
+        found[:, : len(sizes), :, 0], found[:, : len(sizes), :, 1:] = 6.0, 2.0
+        return found
+
+    def layer(place, nnz):
+        asked.layers.append((place, nnz))
+        return Pair(6.0, {nnz: 1 + nnz / 1000})
+
+    monkeypatch.setattr(measuring, "grid", grid)
+    monkeypatch.setattr(measuring, "layer", layer)
+    return asked
+
+
+def restarted():
+    """As in a new process."""
+    speed._known.clear()
 
 
 @needs_native
@@ -23,74 +70,207 @@ def test_without_the_native_kernels_less_is_expected(monkeypatch):
     assert speed_up(shape, nnz) < native
 
 
-def test_every_kernel_has_its_coefficients():
-    assert set(kernels.available()) - {"native"} <= SPARSE.keys()
+def test_the_built_in_figures_are_those_of_the_machine_most_like_this_one():
+    assert {*kernels.available()} - {"native"} <= built_in.SLOWER.keys()
+    ours = built_in.nearest(INTEL, "AVX-512")
+    assert ours.source.startswith("built-in figures of an Intel Xeon with AVX-512; plan(..., measure=True) measures")
+    assert "EPYC" in built_in.nearest({"vendor_id": "AuthenticAMD"}, "AVX-512").source
+    for form in "AVX2", "baseline":
+        assert "AVX2" in built_in.nearest({"vendor_id": "AuthenticAMD"}, form).source
+    aten = built_in.nearest(INTEL, "aten")
+    assert np.array_equal(aten.grid[..., 0], ours.grid[..., 0])
+    assert np.array_equal(aten.grid[..., 1:], built_in.SLOWER["aten"] * ours.grid[..., 1:])
+
+
+def test_a_table_is_written_as_it_is_read():
+    for table in built_in.XEON_AVX512, built_in.XEON_AVX2, built_in.EPYC_AVX512:
+        assert built_in.written(built_in.parsed(table)).split() == table.split()
+        assert (built_in.parsed(table) > 0).all()
 
 
 def test_plan_and_summary_tell_the_expected_speed():
     model = nn.Sequential(nn.Linear(2000, 1000), nn.Linear(1000, 10))
     report = plan(model, {"0": 0.05})
     assert [row.speed_up for row in report.layers] == [speed_up((1000, 2000), 100_000), None]
-    head, first, second, part, whole, *_ = str(report).splitlines()
+    head, first, second, part, whole, *_, last = str(report).splitlines()
     assert "speed" in head
     assert f"{report.layers[0].speed_up:.1f} x" in first
     assert " x" not in second.replace("10 x 1000", "")
     assert f"{report.layers[0].speed_up:.1f} x" in part
     assert f"{report.speed_up:.1f} x" in whole
+    assert last == f"speed: {speed.figures().source}"
     assert [row.speed_up for row in summary(model).layers] == [None, None]
+    assert "speed:" not in str(summary(model))
 
 
-def test_at_another_batch_the_call_costs_the_same_and_the_rest_what_it_reads():
-    shape, nnz = (300, 200), 5000
-    call = milliseconds(shape, 0, 0)
-    feature = (milliseconds(shape, 0, 128) - call) / 500
-    connection = (milliseconds(shape, nnz, 128) - milliseconds(shape, 0, 128)) / nnz
-    for batch, least in [(1, 40), (40, 40), (512, 512)]:
-        expected = call + feature * 500 * batch / 128 + connection * nnz * least / 128
-        assert milliseconds(shape, nnz, batch) == pytest.approx(expected)
-    whole = dense_milliseconds(shape, 128) - DENSE[0]
-    assert dense_milliseconds(shape, 276) == pytest.approx(DENSE[0] + 2 * whole)
-    assert dense_milliseconds(shape, 1) == pytest.approx(DENSE[0] + 21 / 148 * whole)
-
-
-@needs_native
-def test_the_change_with_the_batch_from_128_to_512_is_nearly_what_the_readme_measured():
-    """Times faster than nn.Linear at batch 128 and 512, from the README's first table."""
-    measured = {
-        (1024, 0.1): (7.8, 7.5),
-        (1024, 0.05): (11.6, 11.3),
-        (1024, 0.01): (19.8, 27),
-        (4096, 0.1): (8.3, 7.2),
-        (4096, 0.05): (17.6, 13.5),
-        (4096, 0.01): (42, 38),
-    }
-    for (n, density), (before, after) in measured.items():
-        nnz = round(density * n * n)
-        change = speed_up((n, n), nnz, 512) / speed_up((n, n), nnz, 128)
-        assert 0.74 < change / (after / before) < 1.2
-
-
-def test_plan_and_summary_tell_speeds_at_a_batch():
+def test_plan_and_summary_tell_speeds_at_a_batch_and_of_inference():
     model = nn.Sequential(nn.Linear(2000, 1000), nn.Linear(1000, 10))
-    report = plan(model, {"0": 0.05}, batch=8)
-    assert report.layers[0].speed_up == speed_up((1000, 2000), 100_000, 8)
-    assert report.layers[0].speed_up != plan(model, {"0": 0.05}).layers[0].speed_up
-    assert "speed at 8" in str(report)
-    assert "speed at" not in str(plan(model, {"0": 0.05}))
-    model, _ = sparsify(model, None, {"0": 0.05})
-    assert summary(model, batch=8).layers[0].speed_up == report.layers[0].speed_up
-    for call in (lambda batch: plan(model, {"1": 0.5}, batch=batch), lambda batch: summary(model, batch=batch)):
-        with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
-            call(0)
-        with pytest.raises(TypeError, match=r"batch must be a whole number, got 1\.5"):
-            call(1.5)
+    usual = plan(model, {"0": 0.05})
+    assert str(usual).splitlines()[0].split()[-2:] == ["speed", "dead"]
+    for use, head in [
+        (Use(8), "speed at 8"),
+        (Use(training=False), "inference"),
+        (Use(8, False), "inference at 8"),
+    ]:
+        told = {"batch": use.batch, "training": use.training}
+        report = plan(model, {"0": 0.05}, **told)
+        assert f"  {head}  dead" in str(report)
+        assert f">{head}<" in report._repr_html_()
+        assert (report.batch, report.training) == use
+        layer = report.layers[0]
+        assert layer.speed_up == speed_up((1000, 2000), 100_000, use) != usual.layers[0].speed_up
+        assert report.rows()[0]["milliseconds"] == milliseconds((1000, 2000), 100_000, use)
+        assert report.rows()[0]["dense_milliseconds"] == dense_milliseconds((1000, 2000), use)
+        sparse, _ = sparsify(nn.Sequential(nn.Linear(2000, 1000)), None, {"0": 0.05})
+        assert summary(sparse, **told).layers[0].speed_up == layer.speed_up
+
+
+@pytest.mark.parametrize(
+    "call", [lambda **use: plan(nn.Linear(9, 9), 0.5, **use), lambda **use: summary(nn.Linear(9, 9), **use)]
+)
+def test_what_is_no_batch_or_no_truth_is_refused(call):
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        call(batch=0)
+    with pytest.raises(TypeError, match=r"batch must be a whole number, got 1\.5"):
+        call(batch=1.5)
+    with pytest.raises(TypeError, match=r"(?s)training must be True or False, got SGD .*optimizer="):
+        call(training=torch.optim.SGD([torch.zeros(1)], 0.1))
 
 
 def test_the_speed_of_the_whole_is_that_of_all_linear_layers_those_left_dense_too():
     model = nn.Sequential(nn.Embedding(50, 2000), nn.Linear(2000, 1000), nn.Linear(1000, 1000))
     report = plan(model, {"1": 0.05}, batch=64)
-    first, second = dense_milliseconds((1000, 2000), 64), dense_milliseconds((1000, 1000), 64)
-    sparse = milliseconds((1000, 2000), 100_000, 64)
+    first, second = dense_milliseconds((1000, 2000), Use(64)), dense_milliseconds((1000, 1000), Use(64))
+    sparse = milliseconds((1000, 2000), 100_000, Use(64))
     assert report.speed_up == pytest.approx((first + second) / (sparse + second))
     assert report.totals[0].speed_up == pytest.approx(first / sparse)
     assert [row.speed_up for row in plan(nn.Embedding(5, 5), {}).totals] == [None]
+
+
+def test_a_plan_measures_only_if_told_to(machine):
+    model = nn.Linear(100, 200)
+    before = plan(model, 0.1)
+    sparsify(nn.Sequential(nn.Linear(5000, 5000)), None, 0.01, skip="losing")
+    summary(model)
+    assert (machine.grids, machine.layers) == ([], [])
+    report = plan(model, 0.1, measure=True)
+    assert machine.grids == [SIZES[:-1]]
+    assert machine.layers == [(Place(True, 200, 100, 128), 2000)]
+    assert report.layers[0].speed_up == pytest.approx(6 / 3)
+    assert report.told.startswith("measured on this machine with ")
+    assert "built-in" in before.told
+    assert "built-in" not in str(report)
+
+
+def test_what_was_measured_is_not_measured_again_and_counts_for_all_that_is_told(machine):
+    first = plan(nn.Linear(100, 200), 0.1, measure=True)
+    for _ in range(2):
+        assert plan(nn.Linear(100, 200), 0.1, measure=True) == first
+        assert plan(nn.Linear(100, 200), 0.1) == first
+        sparse, _ = sparsify(nn.Sequential(nn.Linear(100, 200)), None, 0.1)
+        assert summary(sparse).layers[0].speed_up == first.layers[0].speed_up
+        restarted()
+    assert (len(machine.grids), len(machine.layers)) == (1, 1)
+    plan(nn.Linear(100, 200), 0.1, measure=True, training=False, batch=4)
+    assert machine.layers[1:] == [(Place(False, 200, 100, 4), 2000)]
+    assert plan(nn.Linear(900, 900), 0.1).layers[0].speed_up == pytest.approx(6 / 2), "of the grid"
+
+
+def test_layers_of_one_shape_are_measured_once_and_giants_never(machine):
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(3)), nn.Linear(100, 10**6))
+    report = plan(model, {"[0-2]": 0.1, "3": 0.001}, measure=True)
+    assert [(place.out_features, nnz) for place, nnz in machine.layers] == [(100, 1000)]
+    assert report.layers[3].speed_up > 1
+
+
+def test_what_is_sparse_already_is_measured_too_and_what_is_elsewhere_is_not(machine, monkeypatch):
+    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 30))
+    model, sgd = sparsify(model, torch.optim.SGD(model.parameters(), 0.1), {"0": 0.5})
+    plan(model, 0.1, optimizer=sgd, evolution=GMP(until=10), measure=True)
+    assert [place.out_features for place, _ in machine.layers] == [30, 100]
+    monkeypatch.setattr(speed, "is_known", lambda device: False)
+    plan(nn.Linear(70, 70), 0.1, measure=True)
+    assert len(machine.layers) == 2
+
+
+@pytest.mark.parametrize("change", ["threads", "torch", "library"])
+def test_under_other_circumstances_it_is_measured_anew(machine, monkeypatch, change):
+    plan(nn.Linear(100, 200), 0.1, measure=True)
+    if change == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    elif change == "torch":
+        monkeypatch.setattr(torch, "__version__", "9.9")
+    else:
+        monkeypatch.setattr(speed, "_digest", lambda file: "another")
+    assert "built-in" in plan(nn.Linear(100, 200), 0.1).told
+    plan(nn.Linear(100, 200), 0.1, measure=True)
+    assert len(machine.grids) == 2
+
+
+def test_a_broken_file_is_measured_anew(machine, tmp_path):
+    plan(nn.Linear(100, 200), 0.1, measure=True)
+    [file] = tmp_path.iterdir()
+    file.write_text("{")
+    restarted()
+    assert "built-in" in plan(nn.Linear(100, 200), 0.1).told
+    plan(nn.Linear(100, 200), 0.1, measure=True)
+    assert len(machine.grids) == 2
+
+
+def test_where_it_cannot_be_kept_it_lasts_as_long_as_the_process_and_the_plan_says_so(machine, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path / "file"))
+    report = plan(nn.Linear(100, 200), 0.1, measure=True)
+    assert report.notes[-1].startswith("speed: what was measured is lost with this process: ")
+    assert plan(nn.Linear(100, 200), 0.1).layers[0].speed_up == pytest.approx(6 / 3)
+    assert len(machine.grids) == 1
+
+
+def test_on_a_busy_machine_nothing_is_kept_and_the_plan_says_so(machine, tmp_path):
+    machine.fails = True
+    report = plan(nn.Linear(100, 200), 0.1, measure=True)
+    assert report.notes[-1] == (
+        "speed: not measured here, because something else used the processor (it had a core for 50% of the time only)"
+    )
+    assert "built-in" in report.told
+    assert list(tmp_path.iterdir()) == []
+    machine.fails = False
+    assert "measured on this machine" in plan(nn.Linear(100, 200), 0.1, measure=True).told
+
+
+def test_what_another_process_has_measured_is_taken(machine):
+    plan(nn.Linear(100, 200), 0.1, measure=True)
+    restarted()
+    assert plan(nn.Linear(100, 200), 0.1).layers[0].speed_up == pytest.approx(6 / 3)
+    kept = figures_file.read(speed._key())
+    assert figures_file.write(speed._key(), kept._replace(grid=kept.grid * 2, layers={})) == ""
+    assert plan(nn.Linear(100, 200), 0.1).layers[0].speed_up == pytest.approx(6 / 3), "known once, it stays"
+
+
+def test_losing_is_decided_anew_until_all_that_becomes_sparse_was_measured(machine):
+    """The grid says of all that they gain; measured, those of 7000 connections do not."""
+    model = nn.Sequential(nn.Linear(200, 350), nn.Linear(100, 100), nn.Linear(90, 100))
+    report = plan(model, {"0": 0.1, "1": 0.1, "2": 0.1}, skip="losing", measure=True)
+    assert [row.name for row in report.sparse] == ["1", "2"]
+    assert report.layers[0].reason.startswith("it would be slower than dense (0.75 x)")
+    model, _ = sparsify(model, None, {"0": 0.1, "1": 0.1, "2": 0.1}, skip="losing")
+    assert isinstance(model[0], nn.Linear)
+    assert len(machine.layers) == 3
+
+
+def test_where_times_say_nothing_measuring_is_refused(machine, monkeypatch):
+    with (
+        FlopCounterMode(display=False),
+        pytest.raises(ValueError, match=r"measure must be False under .*Call plan outside"),
+    ):
+        plan(nn.Linear(100, 200), 0.1, measure=True)
+    monkeypatch.setattr(speed, "Ranks", lambda: SimpleNamespace(group="a group"))
+    with pytest.raises(ValueError, match=r"measure must be False in distributed training, got True.*in one process"):
+        plan(nn.Linear(100, 200), 0.1, measure=True)
+    assert machine.grids == []
+
+
+def test_use_is_what_losing_judges_by_where_nothing_is_said():
+    assert speed.USUAL == (128, True)
+    assert [Use().is_usual, Use(8).is_usual, Use(training=False).is_usual] == [True, False, False]

@@ -23,7 +23,7 @@ def report(
     targets: Mapping[str, int],
     *,
     sharing: Collection[str] = (),
-    batch: int = speed.BATCH,
+    use: speed.Use = speed.USUAL,
     training: TrainingBytes | None = None,
 ) -> Report:
     """One row for each weight matrix: what is sparse, what can be, and what cannot.
@@ -32,7 +32,7 @@ def report(
         reason_of: linear map -> why it stays dense, None where it does not.
         targets: connections in the end; a sparse layer that is not there stays as it is.
         sharing: the layers among which a density is shared.
-        batch: rows of input at once.
+        use: for what speeds are told.
         training: tells what training holds beside a weight.
     """
     rows: list[LayerReport] = []
@@ -42,16 +42,16 @@ def report(
     inside = {part for owner in owned for part in owner.modules()}
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
-            rows.append(_sparse_row(name, module, targets.get(name), batch, training))
+            rows.append(_sparse_row(name, module, targets.get(name), use, training))
         elif module in owned:
             rows += [
-                _row(key, linear_map, reason_of(key), targets.get(key, 0), batch, training)
+                _row(key, linear_map, reason_of(key), targets.get(key, 0), use, training)
                 for key, linear_map in owned[module].items()
             ]
         elif module not in inside and not isinstance(module, SparseMultiheadAttention):
             rows += _other_rows(name, module, training)
     rows = [replace(row, shares=True) if row.name in sharing else row for row in rows]
-    return Report(tuple(rows), _counted_again(model, training), batch)
+    return Report(tuple(rows), _counted_again(model, training), *use, told=speed.figures().source)
 
 
 def _counted_again(model: nn.Module, training: TrainingBytes | None) -> tuple[int, int, int]:
@@ -69,10 +69,10 @@ def _counted_again(model: nn.Module, training: TrainingBytes | None) -> tuple[in
 
 
 def _sparse_row(
-    name: str, layer: SparseLinear, left: int | None, batch: int, training: TrainingBytes | None
+    name: str, layer: SparseLinear, left: int | None, use: speed.Use, training: TrainingBytes | None
 ) -> LayerReport:
     nnz = layer.nnz if left is None else left
-    row = _linear_row(name, layer, layer.values, layer.shape, None, nnz, batch, training)
+    row = _linear_row(name, layer, layer.values, layer.shape, None, nnz, use, training)
     if nnz != layer.nnz:
         return row
     without_inputs, without_outputs = (int((torch.diff(x) == 0).sum()) for x in (layer.crow, layer.ccol))
@@ -80,11 +80,11 @@ def _sparse_row(
 
 
 def _row(
-    name: str, linear_map: LinearMap, reason: str | None, nnz: int, batch: int, training: TrainingBytes | None
+    name: str, linear_map: LinearMap, reason: str | None, nnz: int, use: speed.Use, training: TrainingBytes | None
 ) -> LayerReport:
     weight = linear_map.owner._parameters.get(linear_map.weight)
     known = linear_map.linear.weight if weight is None else weight  # computed from others: it has no state of its own
-    return _linear_row(name, linear_map.owner, known, linear_map.shape, reason, nnz, batch, training)
+    return _linear_row(name, linear_map.owner, known, linear_map.shape, reason, nnz, use, training)
 
 
 def _linear_row(
@@ -94,7 +94,7 @@ def _linear_row(
     shape: Shape,
     reason: str | None,
     nnz: int,
-    batch: int,
+    use: speed.Use,
     training: TrainingBytes | None,
 ) -> LayerReport:
     """The row of a linear layer, `weight` being the parameter that holds its weight, or more than it."""
@@ -105,8 +105,8 @@ def _linear_row(
     beside_dense = training.beside(weight, shape) if training else None
     times: list[float | None] = [None, None]
     if speed.is_known(weight.device):
-        times[1] = speed.dense_milliseconds(shape, batch)
-        times[0] = speed.milliseconds(shape, nnz, batch) if reason is None else times[1]
+        times[1] = speed.dense_milliseconds(shape, use)
+        times[0] = speed.milliseconds(shape, nnz, use) if reason is None else times[1]
     return LayerReport(
         name=name,
         kind=type(module).__name__,

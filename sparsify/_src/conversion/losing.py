@@ -19,20 +19,20 @@ def is_asked(skip: object) -> bool:
 
 
 def without_losing(
-    ask: Callable[[list[str]], Decision], decision: Decision, skip: Iterable[str], batch: int = speed.BATCH
+    ask: Callable[[list[str]], Decision], decision: Decision, skip: Iterable[str], use: speed.Use = speed.USUAL
 ) -> tuple[Decision | None, dict[str, float]]:
     """Leave dense what is slower than dense, share the density anew, and so on until nothing loses.
 
     Args:
         ask: decides, given `skip`.
         decision: what was decided with `skip`.
-        batch: rows of input at once.
+        use: for what speeds are told.
     Returns:
         what is decided in the end, None where nothing would be sparse; and the layers left dense -> how many times
         faster than dense each would have been.
     """
     left_out: dict[str, float] = {}
-    while slow := _losing(decision, batch):
+    while slow := _losing(decision, use):
         found = left_out | slow
         left_out = {name: found[name] for name in decision.maps if name in found}
         if not (decision.first.keys() - slow.keys() or decision.has_full or decision.pruned):
@@ -81,9 +81,9 @@ def written(left_out: Iterable[str], skip: Iterable[str] = ()) -> str:
     return f"skip={[*listed('skip', skip), *escaped(left_out)]!r}"
 
 
-def _losing(decision: Decision, batch: int) -> dict[str, float]:
+def _losing(decision: Decision, use: speed.Use) -> dict[str, float]:
     """The layers that would become sparse, and slower than dense -> how many times faster they would be."""
     maps = {name: decision.maps[name] for name in decision.first}
     known = {name: x.shape for name, x in maps.items() if speed.is_known(x.linear.weight.device)}
-    found = {name: speed.speed_up(shape, decision.targets[name], batch) for name, shape in known.items()}
+    found = {name: speed.speed_up(shape, decision.targets[name], use) for name, shape in known.items()}
     return {name: faster for name, faster in found.items() if faster < 1}

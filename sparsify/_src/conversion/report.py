@@ -26,8 +26,8 @@ class LayerReport:
     bytes: of its weight, with indices where it is sparse.
     dense_bytes: of its weight if dense.
     reason: why it is left dense; None where it is sparse.
-    milliseconds: how long it is expected to take forward and backward (`sparsify._src.conversion.speed`); None where it
-        is not a linear layer, or not on a CPU. Other machines take other times, whose ratios differ less.
+    milliseconds: how long it is expected to take forward and backward, or forward alone where the report is of
+        inference (`sparsify._src.conversion.speed`); None where it is not a linear layer, or not on a CPU.
     dense_milliseconds: the same if dense.
     training_bytes: with the gradient and what the optimizer keeps; None where no optimizer is given, or where it cannot
         be found out what it keeps.
@@ -68,7 +68,7 @@ class LayerReport:
 
     @property
     def speed_up(self) -> float | None:
-        """How many times faster than dense it is expected to train on this CPU; below 1 it is slower. None where it is
+        """How many times faster than dense it is expected to be on this CPU; below 1 it is slower. None where it is
         left dense, and where that is not known."""
         if self.reason is not None or self.milliseconds is None or self.dense_milliseconds is None:
             return None
@@ -97,9 +97,11 @@ class Report:
     again: elements, bytes and bytes in training of tied weights, which stand in several rows, and which the whole model
         must not count again.
     batch: rows of input that a layer sees at once, for which speeds are told.
+    training: whether they are of forward and backward, or of forward alone, under no_grad.
     skip: what to give as `skip`, so that no layer is expected to be slower than dense: what was given, and the layers
         that lose. Empty where none loses, and where none would be left.
     notes: lines below the table.
+    told: where the speeds come from; the last line, where there are any.
 
     Example:
         >>> report = plan(nn.Sequential(nn.Embedding(50, 400), nn.Linear(400, 300), nn.Linear(300, 400)), 0.1)
@@ -114,8 +116,10 @@ class Report:
     layers: tuple[LayerReport, ...]
     again: tuple[int, int, int] = (0, 0, 0)
     batch: int = speed.BATCH
+    training: bool = True
     skip: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    told: str = ""
 
     @property
     def sparse(self) -> tuple[LayerReport, ...]:
@@ -142,7 +146,7 @@ class Report:
 
     @property
     def speed_up(self) -> float | None:
-        """How many times faster all linear layers of the model are expected to train together; see `totals`."""
+        """How many times faster all linear layers of the model are expected to be together; see `totals`."""
         return self.totals[-1].speed_up
 
     def rows(self) -> list[dict[str, Any]]:
@@ -179,10 +183,15 @@ class Report:
 
     def __str__(self) -> str:
         header, rows, totals = self._cells()
-        return as_text(header, rows + totals, self.notes)
+        return as_text(header, rows + totals, self._lines())
 
     def _repr_html_(self) -> str:
-        return as_html(*self._cells(), self.notes)
+        return as_html(*self._cells(), self._lines())
+
+    def _lines(self) -> list[str]:
+        """What stands below the table."""
+        is_told = self.told and any(layer.speed_up is not None for layer in self.layers)
+        return [*self.notes, f"speed: {self.told}"] if is_told else [*self.notes]
 
     def _cells(self) -> tuple[list[str], list[list[str]], list[list[str]]]:
         """The header, the rows of layers and the last rows."""
@@ -190,7 +199,8 @@ class Report:
         trained = totals[-1].training_bytes is not None
         header = ["layer", "shape", "density", "connections", "bytes", "if dense"]
         header += ["training", "if dense"] if trained else []
-        header += ["speed" if self.batch == speed.BATCH else f"speed at {self.batch}", "dead", ""]
+        at = "" if self.batch == speed.BATCH else f" at {self.batch}"
+        header += [f"{'speed' if self.training else 'inference'}{at}", "dead", ""]
         remarks = [SHARED if total.name == "shared density" else "" for total in totals[:-1]]
         remarks += [WHOLE if remarks else ""]
         return (

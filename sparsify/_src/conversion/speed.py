@@ -1,44 +1,59 @@
-"""How long a layer takes, sparse and dense: a small model fitted to measurements, for `plan`.
+"""How long a layer takes, sparse and dense, for `plan`: from what was measured on this machine, else on another.
 
-    milliseconds, sparse = call + feature * (in_features + out_features) + connection * nnz
-    milliseconds, dense  = call + weight * in_features * out_features
-
-forward and backward with all gradients, batch 128, float32, two cores of an AMD EPYC (Zen 4), torch 2.13.0. The
-coefficients are what `python examples/benchmark.py --fit` printed there. Other machines differ; the ratio of the two
-differs much less than either, and yet: on an Intel Xeon speed-ups were 0.65 to 0.95 of what is said here.
-
-At another batch the call costs the same and what is done for a feature grows with the batch. Each connection costs no
-less than at batch 40 (its index and value are read whatever the batch, and vectors of samples are filled up), and each
-dense weight costs as if there were 20 samples more (the matrix is read, and its gradient written, once). The same
-command, run on one core of that Xeon (OMP_NUM_THREADS=1), gave both, from layers of 256, 1024 and 4096 at density 0.01,
-0.1 and 0.3: from batch 8 to 512 a speed-up changes as is said here within 18 % in the median, and at most 2.2 times
-otherwise (4096 at 0.01, batch 8, gains that much more); below batch 8 it is a guess. From batch 128 to 512
-the README's figures of the EPYC change as is said here, within a quarter.
+What is known is `Figures`. At first they are `built_in`, of the processor most like this one. `measure` measures this
+machine, a grid of square layers and the very layers of a model, and keeps what it found on disk (`figures_file`) for
+the same processor, number of threads, releases and compiled library; whoever asks later finds it there. Nothing else
+measures: what was known once in a process stays, so that two calls give the same.
 """
+
+import hashlib
+import math
+from collections.abc import Iterable
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from sparsify._src.conversion import built_in, figures_file, measuring, processor
+from sparsify._src.conversion.figures import SIZES, Figures, Place, filled, joined
+from sparsify._src.distributed import Ranks
 from sparsify._src.kernels import native
 from sparsify._src.kernels.dispatch import best
+from sparsify._src.native import library
 from sparsify._src.topology import Shape
-
-SPARSE = {
-    "AVX-512": (0.0853, 1.56e-4, 1.2e-5),
-    "AVX2": (0.0907, 1.75e-4, 1.97e-5),
-    "baseline": (0.103, 2.45e-4, 3.94e-5),
-    "aten": (0.101, 8.07e-4, 3.98e-5),
-    "torch_sparse": (0.0, 1.34e-3, 3.68e-4),
-}
-"""Milliseconds a call, a feature and a connection, by the kernels that compute."""
-
-DENSE = (0.00659, 6.97e-6)
-"""Milliseconds a call and a weight of nn.Linear."""
+from sparsify._src.torch_private import dispatch_modes
 
 BATCH = 128
-"""At which the coefficients were measured."""
+"""Rows of input where nothing else is said."""
 
-LEAST, MORE = 40, 20
-"""Samples: a connection costs no less than with so many, and a dense weight as with so many more."""
+MEASURED = SIZES[:-1]
+"""Sizes of the grid that are measured. The largest would take seconds; it is as much slower as it was elsewhere."""
+
+
+class Use(NamedTuple):
+    """For what speeds are told."""
+
+    batch: int = BATCH
+    training: bool = True
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is what `skip="losing"` judges by."""
+        return self == USUAL
+
+
+USUAL = Use()
+
+
+class _Known(NamedTuple):
+    kept: figures_file.Kept | None  # of this machine
+    figures: Figures
+
+
+_known: dict[str, _Known] = {}
+"""By the circumstances, as text."""
 
 
 def is_known(device: torch.device) -> bool:
@@ -46,20 +61,120 @@ def is_known(device: torch.device) -> bool:
     return device.type in ("cpu", "meta")
 
 
+<<<<<<< HEAD
 def milliseconds(shape: Shape, nnz: int, batch: int = BATCH) -> float:
     """The time of a sparse layer, forward and backward."""
     name = best()
     form = ("baseline", "AVX2", "AVX-512")[native.LEVEL] if name == "native" else name
     call, feature, connection = SPARSE[form]
     return call + (feature * (shape[0] + shape[1]) * batch + connection * nnz * max(batch, LEAST)) / BATCH
+=======
+def milliseconds(shape: Shape, nnz: int, use: Use = USUAL) -> float:
+    """The time of a sparse layer."""
+    return figures().sparse(shape, nnz, *use)
+>>>>>>> plan-speed
 
 
-def dense_milliseconds(shape: Shape, batch: int = BATCH) -> float:
-    """The time of an nn.Linear, forward and backward."""
-    call, weight = DENSE
-    return call + weight * shape[0] * shape[1] * (batch + MORE) / (BATCH + MORE)
+def dense_milliseconds(shape: Shape, use: Use = USUAL) -> float:
+    """The time of an nn.Linear."""
+    return figures().dense(shape, *use)
 
 
-def speed_up(shape: Shape, nnz: int, batch: int = BATCH) -> float:
+def speed_up(shape: Shape, nnz: int, use: Use = USUAL) -> float:
     """How many times faster than nn.Linear a layer of `shape` with `nnz` connections is expected to be on this CPU."""
-    return dense_milliseconds(shape, batch) / milliseconds(shape, nnz, batch)
+    return dense_milliseconds(shape, use) / milliseconds(shape, nnz, use)
+
+
+def figures() -> Figures:
+    """What is known of this machine, else of the one most like it."""
+    return _of_this_machine(_key()).figures
+
+
+def measure(layers: Iterable[tuple[Shape, int]] = (), use: Use = USUAL) -> str:
+    """Measure this machine, and these layers (shape and connections), as far as that was not done before.
+
+    Returns:
+        why it could not be kept, empty where it was.
+    Raises:
+        ValueError: in distributed training, or where PyTorch does not compute.
+        Unsteady: something else uses the processor; what was known stays.
+    """
+    _check()
+    key = _key()
+    kept = _of_this_machine(key).kept or figures_file.read(key)
+    layers = [layer for layer in dict.fromkeys(layers) if layer[1] and math.prod(layer[0]) <= measuring.LARGEST]
+    if kept is None:
+        kept = figures_file.Kept(str(date.today()), filled(measuring.grid(MEASURED), _built_in().grid), {})
+    elif all(_is_there(kept, use, *layer) for layer in layers):
+        _known[str(key)] = _Known(kept, _measured(kept, key))
+        return ""
+    found = dict(kept.layers)
+    for shape, nnz in layers:
+        if not _is_there(kept, use, shape, nnz):
+            place = Place(use.training, *shape, use.batch)
+            found[place] = joined(found.get(place), measuring.layer(place, nnz))
+    kept = kept._replace(layers=found)
+    _known[str(key)] = _Known(kept, _measured(kept, key))
+    return figures_file.write(key, kept)
+
+
+def form() -> str:
+    """Which kernels compute: their name, of our own the instruction set."""
+    name = best()
+    return ("baseline", "AVX2", "AVX-512")[native.LEVEL] if name == "native" else name
+
+
+def _of_this_machine(key: dict[str, Any]) -> _Known:
+    if (name := str(key)) not in _known:
+        kept = figures_file.read(key)
+        _known[name] = _Known(kept, _measured(kept, key) if kept else _built_in())
+    return _known[name]
+
+
+def _measured(kept: figures_file.Kept, key: dict[str, Any]) -> Figures:
+    count = key["threads"]
+    return Figures(
+        kept.grid,
+        f"measured on this machine with {count} thread{'s' * (count > 1)}, {kept.date}",
+        kept.layers,
+    )
+
+
+def _built_in() -> Figures:
+    return built_in.nearest(processor.described(), form())
+
+
+def _is_there(kept: figures_file.Kept, use: Use, shape: Shape, nnz: int) -> bool:
+    pair = kept.layers.get(Place(use.training, *shape, use.batch))
+    return pair is not None and nnz in pair.sparse
+
+
+def _key() -> dict[str, Any]:
+    """The circumstances on which times depend."""
+    return {
+        "processor": processor.described(),
+        "cores": processor.cores(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "kernels": form(),
+        "library": _digest(library.LIBRARY and library.LIBRARY._name),
+    }
+
+
+@cache
+def _digest(file: str | None) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+
+
+def _check() -> None:
+    """Raise ValueError where measuring would say nothing about this machine."""
+    if Ranks().group is not None:
+        raise ValueError(
+            "measure must be False in distributed training, got True: ranks would wait for one another's measuring. "
+            "Measure before, in one process: what is found is kept on disk."
+        )
+    if dispatch_modes() or torch.compiler.is_compiling():
+        raise ValueError(
+            "measure must be False under torch.compile, FakeTensorMode and the like, got True: nothing is computed "
+            "there as it is in training. Call plan outside."
+        )
