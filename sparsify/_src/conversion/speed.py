@@ -61,18 +61,9 @@ def is_known(device: torch.device) -> bool:
     return device.type in ("cpu", "meta")
 
 
-<<<<<<< HEAD
-def milliseconds(shape: Shape, nnz: int, batch: int = BATCH) -> float:
-    """The time of a sparse layer, forward and backward."""
-    name = best()
-    form = ("baseline", "AVX2", "AVX-512")[native.LEVEL] if name == "native" else name
-    call, feature, connection = SPARSE[form]
-    return call + (feature * (shape[0] + shape[1]) * batch + connection * nnz * max(batch, LEAST)) / BATCH
-=======
 def milliseconds(shape: Shape, nnz: int, use: Use = USUAL) -> float:
     """The time of a sparse layer."""
     return figures().sparse(shape, nnz, *use)
->>>>>>> plan-speed
 
 
 def dense_milliseconds(shape: Shape, use: Use = USUAL) -> float:
