@@ -17,6 +17,10 @@ Digest = tuple[int, int]
 """Number of connections, and 64 bits of a hash."""
 
 
+WORK = 20
+"""Operations of a product that take as long as to index a connection: see `library.threads`."""
+
+
 class Indices(NamedTuple):
     """A topology as the products need it, all of one dtype.
 
@@ -81,7 +85,7 @@ def index(flat: Tensor, shape: Shape) -> Indices:
     if native(flat):
         lengths = shape[0] + 1, nnz, shape[1] + 1, nnz, nnz
         result = Indices(*(empty(length, dtype) for length in lengths))
-        counters = min(library.threads(nnz), 1 + nnz // shape[1])  # each thread counts in a vector of its own
+        counters = min(library.threads(WORK * nnz), 1 + nnz // shape[1])  # each thread counts in a vector of its own
         call(f"sparsify_index_{8 * dtype.itemsize}", flat.contiguous(), nnz, *shape, counters, *result)
         return result
     check_flat(flat, shape)
@@ -105,7 +109,7 @@ def from_csr(crow: Tensor, col: Tensor, shape: Shape) -> Tensor:
     if native(col) and crow.dtype == col.dtype:
         flat = empty(len(col))
         name = f"sparsify_flat_{8 * col.dtype.itemsize}"
-        call(name, crow.contiguous(), col.contiguous(), len(col), *shape, library.threads(len(col)), flat)
+        call(name, crow.contiguous(), col.contiguous(), len(col), *shape, library.threads(WORK * len(col)), flat)
         return flat
     return rows(crow, len(col)) * shape[1] + col
 
@@ -149,7 +153,7 @@ def digest(flat: Tensor) -> Digest:
     """What tells this topology from others of the same shape, in every process and on every device."""
     if native(flat):
         bits = torch.empty(1, dtype=torch.int64, device="cpu")
-        call("sparsify_digest", flat.contiguous(), len(flat), library.threads(len(flat)), bits)
+        call("sparsify_digest", flat.contiguous(), len(flat), library.threads(WORK * len(flat)), bits)
         return len(flat), int(bits)
     return len(flat), int(mixed(flat.cpu().numpy().view(np.uint64)).sum(dtype=np.uint64).view(np.int64))
 

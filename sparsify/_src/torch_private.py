@@ -44,6 +44,18 @@ tracing_state = _of_torch("_C._get_tracing_state")
 transforms = _of_torch("_C._functorch.peek_interpreter_stack")
 TransformType = _of_torch("_C._functorch.TransformType")
 
+unwrapped = _of_torch("_C._functorch.unwrap_if_dead")
+"""A tensor out of what torch.func wrapped around it, where that is over."""
+
+
+def applier(function: type[torch.autograd.Function]) -> Any:
+    """The `apply` of an autograd function, for tensors that are `unwrapped`, where torch.func is not at work.
+
+    PyTorch's own asks for both in Python, which takes as long as all that a layer asks.
+    """
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
 # Forward-mode differentiation, which PyTorch's operators of Python would drop in silence.
 is_forward_enabled = _of_torch("_C._is_fwd_grad_enabled")
 excluding_key = _of_torch("_C._SetExcludeDispatchKeyGuard")

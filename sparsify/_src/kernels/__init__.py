@@ -12,12 +12,22 @@ import torch
 from torch import Tensor
 
 from sparsify._src.kernels import autograd, flops  # noqa: F401  (flops registers formulas)
+from sparsify._src.kernels.autograd import direct
 from sparsify._src.kernels.dispatch import available, kernel_for, use
-from sparsify._src.kernels.operands import SUPPORTED
+from sparsify._src.kernels.operands import SUPPORTED, is_simple
 from sparsify._src.kernels.recorder import Recorder
 from sparsify._src.topology import Indices
 
-__all__ = ["SUPPORTED", "Recorder", "available", "gradient_of_values", "sparse_linear", "use"]
+__all__ = [
+    "SUPPORTED",
+    "Recorder",
+    "available",
+    "direct",
+    "gradient_of_values",
+    "is_simple",
+    "sparse_linear",
+    "use",
+]
 
 HALF = (torch.bfloat16, torch.float16)
 

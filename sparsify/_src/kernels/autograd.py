@@ -12,7 +12,7 @@ from sparsify._src.kernels.operands import is_direct, is_traced, is_transformed
 from sparsify._src.kernels.products import OF_WEIGHT, Needs, Purpose
 from sparsify._src.kernels.recorder import is_recording
 from sparsify._src.topology import Indices
-from sparsify._src.torch_private import is_batched, will_execute
+from sparsify._src.torch_private import applier, is_batched, unwrapped, will_execute
 
 
 def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
@@ -25,16 +25,24 @@ def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: I
     if torch.compiler.is_compiling():
         result = ops.linear(input, values, bias, *indices)
     elif is_direct(input, values, bias):
-        if torch.is_grad_enabled():  # as the operator, with half its overhead
-            result = _Linear.apply(input, values, bias, indices, True)  # type: ignore[no-untyped-call]
-        else:
-            result = products.forward(kernel_for(values), input, values, bias, indices)
+        result = direct(input, values, bias, indices)
     elif is_transformed():
         result = ops.Transformed.apply(input, values, bias, *indices)  # type: ignore[no-untyped-call]
     elif _is_exported_to_onnx():
         result = ops.by_dense_weight(input, values, bias, *indices)
     else:
         result = ops.linear(input, values, bias, *indices)
+    return result
+
+
+def direct(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
+    """The same for operands that are direct: as the operator, with half its overhead."""
+    result: Tensor
+    if torch.is_grad_enabled():
+        bias = bias if bias is None else unwrapped(bias)
+        result = _apply(unwrapped(input), unwrapped(values), bias, indices, True)
+    else:
+        result = products.forward(kernel_for(values), input, values, bias, indices)
     return result
 
 
@@ -71,6 +79,9 @@ class _Linear(torch.autograd.Function):
         given = ctx.kernel, grad, input, values, ctx.indices, needs, purpose
         found = _Gradients.apply(*given) if again else products.backward(*given)  # type: ignore[no-untyped-call]
         return *found, None, None
+
+
+_apply = applier(_Linear)
 
 
 class _Gradients(torch.autograd.Function):

@@ -2,9 +2,9 @@
 
 import os
 
-import torch
 from torch import Tensor
 
+from sparsify._src.kernels.operands import NATIVE
 from sparsify._src.native import library
 from sparsify._src.native.library import Product, address
 from sparsify._src.topology import Indices, Located
@@ -37,13 +37,13 @@ def available() -> bool:
 
 def serves(values: Tensor) -> bool:
     """Whether these kernels can compute with `values`."""
-    return available() and values.is_cpu and values.dtype in (torch.float32, torch.float64)
+    return available() and values.is_cpu and values.dtype in NATIVE
 
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
     """`input @ weight.T + bias`."""
     batch, outs = input.shape[0], indices.crow.shape[0] - 1
-    output = input.new_empty((batch, outs))
+    output = input.new_empty_strided((batch, outs), (outs, 1))  # faster than `new_empty`, here and below
     if batch and outs:
         held: list[object] = []
         product = _product(False, indices, input, values, held)
@@ -60,10 +60,14 @@ def backward(
     """Gradients of input, values and bias, as far as needed."""
     if not needs[0] and not needs[1]:
         return None, None, grad.sum(0) if needs[2] else None
-    grad_input = torch.empty_like(input) if needs[0] else None
-    grad_values = (torch.empty_like if len(grad) else torch.zeros_like)(values) if needs[1] else None
-    grad_bias = grad.new_zeros(grad.shape[1]) if needs[2] else None
-    if len(grad):
+    grad_input = input.new_empty_strided(input.shape, (input.shape[1], 1)) if needs[0] else None
+    grad_values = values.new_empty_strided(values.shape, (1,)) if needs[1] else None
+    grad_bias = grad.new_empty_strided(grad.shape[1:], (1,)) if needs[2] else None
+    if not len(grad):
+        for sums in grad_values, grad_bias:
+            if sums is not None:
+                sums.zero_()
+    else:
         held: list[object] = []
         product = _product(True, indices, input, values, held)
         product.grad = address(grad, product.batch * product.out * values.itemsize, held)

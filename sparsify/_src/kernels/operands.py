@@ -25,6 +25,9 @@ from sparsify._src.torch_private import (
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Dtypes of values; half-precision products are computed in float32."""
 
+NATIVE = (torch.float32, torch.float64)
+"""Dtypes that the native kernels compute in."""
+
 _PLAIN = dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
 for _key in DispatchKey.CUDA, DispatchKey.AutogradCUDA, DispatchKey.AutocastCUDA:
     _PLAIN |= DispatchKeySet(_key).raw_repr()
@@ -53,6 +56,26 @@ def is_direct(input: Tensor, values: Tensor, other: Tensor | None) -> bool:
         and tracing_state() is None
         and transforms() is None
         and forward_level() < 0
+    )
+
+
+def is_simple(input: Tensor, values: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are as in nearly all calls: direct, on the CPU, a matrix, of one dtype that is `NATIVE`.
+
+    It says all that `checked_input` and `sparse_linear` would ask one after the other, but for the width.
+    """
+    dtype = values.dtype
+    return (
+        input.dtype is dtype
+        and dtype in NATIVE
+        and (bias is None or (bias.dtype is dtype and bias.is_cpu))
+        and is_direct(input, values, bias)
+        and input.is_cpu
+        and values.is_cpu
+        and input.layout is torch.strided
+        and input.dim() == 2
+        and not input.is_nested
+        and not torch.is_autocast_enabled("cpu")
     )
 
 

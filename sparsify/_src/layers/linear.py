@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.fx import Proxy
 
 from sparsify._src import kernels, lazy, topology, vectors
@@ -222,6 +223,8 @@ class SparseLinear(SparseLayer):
         values: Tensor = parameters.get("values")  # type: ignore[assignment]
         values = self.values if values is None else values
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  (it need not be asked)
+        if not is_compiling() and kernels.is_simple(input, values, bias) and input.shape[1] == self.in_features:
+            return kernels.direct(input, values, bias, indices)
         input = checked_input(input, values, self.in_features)
         return kernels.sparse_linear(input, values, bias, indices)
 

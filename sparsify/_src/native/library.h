@@ -32,7 +32,7 @@ typedef struct {
   const void *x, *grad;          // (batch, in), and the gradient of y, (batch, out); forward `grad` is NULL
   void *result;                  // forward y, (batch, out); backward the gradient of x, (batch, in), or NULL
   void *grad_values;             // (nnz), or NULL
-  void *grad_bias;               // (out), or NULL; added to, not written over
+  void *grad_bias;               // (out), or NULL
   int level;                     // of the instruction sets, at most sparsify_level()
   int real_bytes, index_bytes;   // 4 or 8 each: of a number of `values` or x, and of an index
   int threads, sharers;          // and how many threads that need the same panel, at least, pack it together

@@ -29,8 +29,11 @@ layouts, traced, fake and functional ones, and those that are to be negated when
 OUTSIDE = 2
 """What a function of the library returns when indices lead out of an array; 1 stands for a lack of memory."""
 
-ENOUGH = 50_000
-"""Operations from which on several threads are faster than one."""
+ENOUGH = 1_500_000
+"""Operations of a product (a connection and a row of input, say) from which several threads are used: 0.1 ms of work.
+
+Two threads are no faster than one below a million of them, even on a quiet machine. To share work costs it some
+microseconds, and where another process has taken one of the processors away, milliseconds, in which all wait."""
 
 
 class Product(ctypes.Structure):

@@ -2,8 +2,7 @@
 //
 // What is computed. W is (out, in) and holds numbers at `nnz` places only, its connections. Forward: y = x W^T + bias.
 // Backward, from `grad`, the gradient of y: gx = grad W, the gradient of x; gv, for each connection the sum over the
-// batch of its input times its output's gradient; and the sum of `grad` over the batch, which is added to the gradient
-// of the bias. Python decides which of these it needs; a missing one is a NULL pointer in `product` (library.h).
+// batch of its input times its output's gradient; and the sum of `grad` over the batch, the gradient of the bias. Python decides which of these it needs; a missing one is a NULL pointer in `product` (library.h).
 //
 // What is read. `starts` and `indices` say where the connections are. Forward they are the CSR of W: connections
 // sorted by output, starts[r]..starts[r + 1] are those of output r, `indices` are their inputs. Backward they are the

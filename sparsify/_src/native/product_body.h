@@ -109,7 +109,7 @@ INLINE void NAME(prefetch)(const void *from) {
 }
 
 // x[from..from + width][first..last] -> panel[last - first][width], zero past the batch and, up to a multiple of LANES,
-// past `last`. Sums over the batch are added to `totals`, if there.
+// past `last`. `totals`, if there, gets the sums over the batch: what comes later of it is added to what came first.
 static void NAME(pack)(const REAL *restrict x, int64_t batch, int64_t features, int64_t from, int width, int64_t first,
                        int64_t last, REAL *restrict panel, REAL *restrict totals) {
   for (int b = 0; b < width; b += LANES) {
@@ -131,7 +131,7 @@ static void NAME(pack)(const REAL *restrict x, int64_t batch, int64_t features, 
       if (totals) {
         VECTOR total = {0};
         UNROLL for (int i = 0; i < LANES; i++) total += r[i];
-        for (int i = 0; i < columns; i++) totals[j + i] += total[i];
+        for (int i = 0; i < columns; i++) totals[j + i] = from + b ? totals[j + i] + total[i] : total[i];
       }
       NAME(transpose)(r);
       UNROLL for (int i = 0; i < LANES; i++) *(VECTOR *)(panel + (j - first + i) * width + b) = r[i];
