@@ -27,8 +27,14 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/installed
+bench: .venv/rivals
 	$(BIN)/python examples/benchmark.py
+
+.venv/rivals: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet pybind11
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps \
+	    sparselab==0.2.2 sparseprop==0.1.14
+	touch $@
 
 wheel:
 	@PYTHON=$(PYTHON) sh .ci/wheel

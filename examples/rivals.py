@@ -85,4 +85,12 @@ def rivals() -> dict[str, Callable[[int, int, float], nn.Module]]:
             return ALIVE[-1]
 
         found[f"sparselab {version('sparselab')}"] = keep
+    if find_spec("sparseprop"):
+        from sparseprop.modules import SparseLinear as SparseProp
+
+        def convert(ins: int, outs: int, density: float) -> nn.Module:
+            layer = SparseLinear(ins, outs, density)
+            return SparseProp(layer.to_dense().detach(), layer.bias)
+
+        found[f"SparseProp {version('sparseprop')}"] = convert
     return found

@@ -85,11 +85,12 @@ def test_benchmark_runs(tmp_path):
     done = run(
         "benchmark.py",
         *"--seconds 0.001 --sizes 64 --batches 8 --densities .1 --evolved 64".split(),
-        *"--only layer inference steps evolution memory plan".split(),  # growth has one size, a large one
+        *"--only layer inference steps evolution memory plan threads".split(),  # growth has one size, a large one
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert "evolve" in done.stdout
+    assert "busy processes" in done.stdout
     for words in (" 64 x   64 batch   8 inference", " 256 x   64 batch   8 training", "plan is off by"):
         assert words in done.stdout or "something else used the processor" in done.stdout
     assert (tmp_path / "runs" / "plan.json").exists()

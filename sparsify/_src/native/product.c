@@ -18,11 +18,19 @@
 // is transposed back into the result when it is full: `unpack`. Backward, x is packed tile by tile in the same way.
 //
 // Blocks. A panel of many features does not fit into the second-level cache. Then it is made and used in blocks of
-// features. Between blocks the sums of each row rest in `partial`, and `reached` holds the row's next connection.
+// features, which fill `room`: half of that cache as a rule. Between blocks the sums of each row rest in `partial`, and
+// `reached` holds the row's next connection.
+//
+// Values backward. The CSC meets connections in another order than `values` and gv have them. Where a batch is several
+// panels, the first leaves the values that it reads in `weights`, one after the other, and all add up the gradients in
+// `dot_sums` in that order; the last puts them into gv. So values are searched once, not once a panel.
 //
 // Shares. Rows are divided among the threads so that each share has about as many connections (`share`). Forward, where
-// there are enough panels, threads divide these first. Each thread packs its own panels and waits for nobody. A result
-// is always computed by one thread in one order: it does not depend on the number of threads, to the last bit.
+// there are enough panels, threads divide these first. Few threads pack for themselves, and nobody waits. From `sharers`
+// on, threads that need the same panel pack it together, a part each, into one of two buffers by turns, and wait for
+// each other once a block: else packing, which does not get shorter, would be most of what they do. How long this takes
+// with many cores was not measured: there were two.
+// A result is always computed by one thread in one order: it does not depend on the number of threads, to the last bit.
 // A batch of one is done without a panel, by `forward_single`.
 //
 // Three instruction sets, from one text. There are no intrinsics, only the vector extensions of GCC and Clang.
@@ -36,9 +44,9 @@
 //
 // Who checks indices, and when. Python checks that each array is plain memory that is long enough (library.address).
 // C checks the numbers in them, at every call, because anybody may have written to a tensor: that they lead nowhere
-// outside, and rise within each row. Each thread checks its share right before it uses it (`is_sound`), when the
-// indices must come into the cache anyway. Where a panel is done in blocks, it checks only `starts` first, and then
-// each run of indices as it is used, in its first panel (`rises`).
+// outside, and rise within each row. Each thread first looks at the `starts` of its share (`starts_rise`). An index is
+// looked at when it is used, in the shadow of the loads that it leads to: what is below `start` or beyond the block ends
+// the run, and a row that is not done at the end of its last block was out of order.
 //
 // Locks. Products hold `indices_lock` for reading, as many at a time as like. sparsify_put, which replaces the indices
 // of layers while other threads may use them, holds it for writing. A child process starts with a fresh lock. ctypes
@@ -149,8 +157,8 @@ static int divisor(int all, int64_t most) {
   return found;
 }
 
-// Blocks of features: a block of the panel fills `room`, but a row finds at least eight connections in it, or to stop and
-// go on would cost more than the cache gives.
+// Blocks of features: a block of the panel fills `room`, but a row finds at least eight connections in it, or to stop
+// and go on would cost more than the cache gives.
 static int64_t block_count(int64_t room, int64_t rows, int64_t features, int64_t nnz, int64_t bytes) {
   const int64_t blocks = (features * bytes + room - 1) / room, most = nnz / (8 * rows + 1);
   return blocks < most ? blocks : most > 1 ? most : 1;

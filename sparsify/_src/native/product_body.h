@@ -26,8 +26,8 @@
 #define LANES ((int)(BYTES / sizeof(REAL)))
 typedef REAL VECTOR __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 
-// Chains of sums forward, in panels at least four vectors wide. All panels of a batch have as many, narrower ones too: a
-// result must not depend on how they are cut.
+// Chains of sums forward where panels are four vectors wide, or would be if there were fewer threads. Each panel of a
+// batch has as many, narrow ones too: a result must not depend on how the batch is cut.
 #define WIDE_CHAINS (BYTES == 64 ? 1 : 2)
 
 #if BYTES == 2 * REAL_BYTES
@@ -325,7 +325,7 @@ INLINE int NAME(backward_any)(const product *p, block *b, const int vectors, con
           if (is_last) where[pending] = order[e];
           if (++pending == LANES) {
             NAME(store_sums)(dots, where, pending, gv, dot_sums, is_first, is_last);
-            dot_sums += LANES;
+            if (!is_only_panel) dot_sums += LANES;
             pending = 0;
           }
         }
@@ -337,6 +337,7 @@ INLINE int NAME(backward_any)(const product *p, block *b, const int vectors, con
     if (needs_x && b->is_last_block) NAME(unpack)(tile, width, p->result, p->batch, p->in, b->from, c0, count);
   }
   if (pending) NAME(store_sums)(dots, where, pending, gv, dot_sums, is_first, is_last);
+  if (is_only_panel) return errors < 0 ? OUTSIDE : DONE;
   b->weights = weights;
   b->dot_sums = dot_sums + (pending ? LANES : 0);
   return errors < 0 ? OUTSIDE : DONE;
@@ -402,8 +403,7 @@ static int NAME(forward_single)(const product *p) {
 }
 
 // Both directions: the rows of the result (outputs forward, inputs backward) in a share for each thread, the batch in
-// panels, a panel's features in blocks. Each thread packs for itself: that costs little more than to fetch what another
-// packed, and nobody waits.
+// panels, a panel's features in blocks.
 static int NAME(run)(const product *p) {
   const bool is_backward = p->is_backward;
   if (!is_backward && p->batch == 1) return NAME(forward_single)(p);
@@ -468,15 +468,17 @@ static int NAME(run)(const product *p) {
       for (int64_t start = 0; start < features; start += size, turn ^= 1) {
         const int64_t limit = start + size < features ? start + size : features;
         int64_t packed = start, packed_to = limit;
+        bool packs = !status && (first < last || own == 0);
+        REAL *totals = own == 0 ? p->grad_bias : NULL;
         if (!packs_alone) {
           const int64_t part = ((limit - start + LANES - 1) / LANES + sharers - 1) / sharers * LANES;
           panel = common + (turn * groups + own % groups) * panel_bytes;
           packed = start + part * (own / groups);
           packed_to = packed + part < limit ? packed + part : limit;
+          packs = common != NULL;  // whatever became of this thread: others need its part
+          totals = p->grad_bias;
         }
-        const bool packs = n < panels && packed < packed_to && (packs_alone ? !status && (first < last || own == 0) : common != NULL);
-        REAL *totals = packs_alone ? (own == 0 ? p->grad_bias : NULL) : p->grad_bias;
-        if (packs)
+        if (packs && n < panels && packed < packed_to)
           NAME(pack)(is_backward ? p->grad : p->x, p->batch, features, from, width, packed, packed_to,
                      (REAL *)panel + (packed - start) * width, totals);
         if (!packs_alone) {
@@ -490,6 +492,9 @@ static int NAME(run)(const product *p) {
         b.panel = panel;
         status |= forms[is_backward][__builtin_ctz(vectors)](p, &b);
       }
+    }
+    if (!packs_alone) {
+#pragma omp barrier
     }
     scratch_give_back(memory);
   }
