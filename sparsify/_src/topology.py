@@ -17,7 +17,7 @@ Digest = tuple[int, int]
 """Number of connections, and 64 bits of a hash."""
 
 
-WORK = 20
+WORK = 15
 """Operations of a product that take as long as to index a connection: see `library.threads`."""
 
 

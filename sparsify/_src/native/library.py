@@ -29,7 +29,7 @@ layouts, traced, fake and functional ones, and those that are to be negated when
 OUTSIDE = 2
 """What a function of the library returns when indices lead out of an array; 1 stands for a lack of memory."""
 
-ENOUGH = 1_500_000
+ENOUGH = 1_000_000
 """Operations of a product (a connection and a row of input, say) from which several threads are used: 0.1 ms of work.
 
 Two threads are no faster than one below a million of them, even on a quiet machine. To share work costs it some
