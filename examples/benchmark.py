@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
@@ -169,6 +170,35 @@ def inference(n: int, density: float, seconds: float) -> Table:
             found = medians({"dense": lambda: dense(x), "sparse": lambda: sparse(x)}, seconds)  # noqa: B023
             one, other = found.values()
             table.add_row(str(batch), f"{one:.3f}", f"{other:.3f}", f"{one / other:.2f}")
+    return table
+
+
+def calls(seconds: float) -> Table:
+    """What a call of a small layer costs, where all of it is PyTorch and Python."""
+    table = Table("32 x 32", "nn.Linear us", "SparseLinear us", "more", title="one call of a small layer")
+    dense, sparse = nn.Linear(32, 32), SparseLinear(32, 32, 0.3)
+
+    def often(layer: nn.Module, mode: Callable[[], AbstractContextManager[object]], x: torch.Tensor) -> None:
+        with mode():
+            for _ in range(100):
+                layer(x)
+
+    def train(layer: nn.Module, x: torch.Tensor) -> None:
+        for _ in range(100):
+            layer(x).backward(x)
+
+    for batch in 1, 32:
+        x = torch.randn(batch, 32)
+        rows = {
+            f"batch {batch}, {mode.__name__}": partial(often, mode=mode, x=x)
+            for mode in (torch.no_grad, torch.inference_mode)
+        }
+        rows[f"batch {batch}, forward"] = partial(often, mode=nullcontext, x=x)
+        rows[f"batch {batch}, forward and backward"] = partial(train, x=x)
+        for name, run in rows.items():
+            found = medians({"dense": partial(run, dense), "sparse": partial(run, sparse)}, seconds)
+            one, other = (ms * 10 for ms in found.values())
+            table.add_row(name, f"{one:.1f}", f"{other:.1f}", f"{other - one:.1f}")
     return table
 
 
@@ -447,6 +477,7 @@ def main() -> None:
         console.print(f"saved {options.out / 'benchmark.png'} and {options.out / 'benchmark.json'}")
     if "inference" in options.only:
         console.print(inference(options.sizes[-1], 0.1, options.seconds))
+        console.print(calls(options.seconds))
     if "steps" in options.only:
         console.print(whole_steps(options.seconds))
     if "evolution" in options.only:
