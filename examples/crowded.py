@@ -1,6 +1,5 @@
 """Training steps over numbers of threads, and beside processes that use the processor too: a part of benchmark.py."""
 
-import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsify import sparsify
+from sparsify._src.conversion import processor
 
 NETWORKS = {
     "64-300-100-10, batch 100, density .1": ((64, 300, 100, 10), 100, 0.1),
@@ -66,7 +66,7 @@ def mean(run: Callable[[], None], seconds: float) -> float:
 
 def over_threads(seconds: float) -> Table:
     """All of it; threads 1, 2, 4... up to as many as there are cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = processor.cores()
     counts = [2**k for k in range(cores.bit_length()) if 2**k <= cores]
     counts += [cores] * (cores not in counts)
     title = f"a training step over threads, {cores} cores: mean ms, and times its time beside nothing"

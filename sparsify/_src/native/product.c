@@ -2,7 +2,8 @@
 //
 // What is computed. W is (out, in) and holds numbers at `nnz` places only, its connections. Forward: y = x W^T + bias.
 // Backward, from `grad`, the gradient of y: gx = grad W, the gradient of x; gv, for each connection the sum over the
-// batch of its input times its output's gradient; and the sum of `grad` over the batch, the gradient of the bias. Python decides which of these it needs; a missing one is a NULL pointer in `product` (library.h).
+// batch of its input times its output's gradient; and the sum of `grad` over the batch, the gradient of the bias.
+// Python decides which of these it needs; a missing one is a NULL pointer in `product` (library.h).
 //
 // What is read. `starts` and `indices` say where the connections are. Forward they are the CSR of W: connections
 // sorted by output, starts[r]..starts[r + 1] are those of output r, `indices` are their inputs. Backward they are the
@@ -26,8 +27,8 @@
 // `dot_sums` in that order; the last puts them into gv. So values are searched once, not once a panel.
 //
 // Shares. Rows are divided among the threads so that each share has about as many connections (`share`). Forward, where
-// there are enough panels, threads divide these first. Few threads pack for themselves, and nobody waits. From `sharers`
-// on, threads that need the same panel pack it together, a part each, into one of two buffers by turns, and wait for
+// there are enough panels, threads divide these first. Few threads pack for themselves, and nobody waits. From
+// `sharers` on, threads that need the same panel pack it together, a part each, into one of two buffers by turns, and wait for
 // each other once a block: else packing, which does not get shorter, would be most of what they do. How long this takes
 // with many cores was not measured: there were two.
 // A result is always computed by one thread in one order: it does not depend on the number of threads, to the last bit.
@@ -45,8 +46,8 @@
 // Who checks indices, and when. Python checks that each array is plain memory that is long enough (library.address).
 // C checks the numbers in them, at every call, because anybody may have written to a tensor: that they lead nowhere
 // outside, and rise within each row. Each thread first looks at the `starts` of its share (`starts_rise`). An index is
-// looked at when it is used, in the shadow of the loads that it leads to: what is below `start` or beyond the block ends
-// the run, and a row that is not done at the end of its last block was out of order.
+// looked at when it is used, in the shadow of the loads that it leads to: what is below `start` or beyond the block
+// ends the run, and a row that is not done at the end of its last block was out of order.
 //
 // Locks. Products hold `indices_lock` for reading, as many at a time as like. sparsify_put, which replaces the indices
 // of layers while other threads may use them, holds it for writing. A child process starts with a fresh lock. ctypes
@@ -81,7 +82,7 @@ enum {
   TILE = 32,             // rows of the result that are transposed back together
   AHEAD = 24,            // connections from one that is used backward to one whose values are fetched
   KEPT = 16 << 20,       // bytes of scratch that a thread keeps between calls
-  MOST_PANEL = 64 << 20  // bytes of a panel, of which each thread has one, however many features there are
+  MOST_PANEL = 64 << 20  // bytes of a panel, however many features there are
 };
 
 // One block of one panel: the features start..limit of the batch entries from `from` on.

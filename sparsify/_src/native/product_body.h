@@ -289,8 +289,10 @@ INLINE int NAME(backward_any)(const product *p, block *b, const int vectors, con
         if (!b->is_last_block) reached[c - b->first_row] = (INDEX)(end = NAME(up_to)(row, e, end, b->limit));
         NAME(prefetch)(row + next);
         NAME(prefetch)(row + next + 64 / sizeof(INDEX) * 2);
-        if (is_first | is_last) NAME(prefetch)(order + next);
-        if (is_first | is_last) NAME(prefetch)(order + next + 64 / sizeof(INDEX) * 2);
+        if (is_first || is_last) {
+          NAME(prefetch)(order + next);
+          NAME(prefetch)(order + next + 64 / sizeof(INDEX) * 2);
+        }
       }
       for (; e < end; e++) {
         const int64_t r = row[e];
