@@ -28,9 +28,9 @@
 //
 // Shares. Rows are divided among the threads so that each share has about as many connections (`share`). Forward, where
 // there are enough panels, threads divide these first. Few threads pack for themselves, and nobody waits. From
-// `sharers` on, threads that need the same panel pack it together, a part each, into one of two buffers by turns, and wait for
-// each other once a block: else packing, which does not get shorter, would be most of what they do. How long this takes
-// with many cores was not measured: there were two.
+// `sharers` on, threads that need the same panel pack it together, a part each, into one of two buffers by turns, and
+// wait for each other once a block: else packing, which does not get shorter, would be most of what they do. How fast
+// this is with many cores was not measured: there were two.
 // A result is always computed by one thread in one order: it does not depend on the number of threads, to the last bit.
 // A batch of one is done without a panel, by `forward_single`.
 //
