@@ -7,6 +7,7 @@ functions are missed where they are called: the tests that are named there fail 
 nn.Module.
 """
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -67,6 +68,17 @@ will_execute = _of_torch("_C._will_engine_execute_node")
 
 __all__ = ["register_decomposition"]
 """Tells exporters that know no other operators than ATen's what ours is made of."""
+
+
+def keep_whole(operator: object) -> None:
+    """Have Inductor call an operator as it is, though it has a decomposition.
+
+    It would do so anyway, but where the environment has `CI` it refuses: that is meant for PyTorch's own operators.
+    To be called when Inductor is tracing; where it is not loaded, nobody asks.
+    """
+    inductor = sys.modules.get("torch._inductor.lowering")
+    if inductor is not None and operator not in inductor.lowerings:
+        inductor.make_fallback(operator, inductor.constrain_to_fx_strides, warn=False, override_decomp=True)
 
 
 def forward_level() -> int:

@@ -11,7 +11,7 @@ from sparsify._src.kernels import native, operands, products
 from sparsify._src.kernels.dispatch import kernel_for
 from sparsify._src.kernels.operands import is_transformed
 from sparsify._src.topology import Indices
-from sparsify._src.torch_private import register_decomposition
+from sparsify._src.torch_private import keep_whole, register_decomposition
 
 
 def _check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:
@@ -43,6 +43,7 @@ def linear(
 
 @linear.register_fake
 def _(input: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
+    keep_whole(torch.ops.sparsify.linear.default)
     indices = Indices(*index)
     operands.check_width(input, indices)
     return input.new_empty(input.shape[0], indices.crow.shape[0] - 1)
