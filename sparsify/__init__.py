@@ -13,6 +13,7 @@ from sparsify._src.evolution import GMP, SET, Evolution, GraNet, RigL, Static, c
 from sparsify._src.evolution.grown_values import fan_in_uniform, zeros
 from sparsify._src.interchange import densify
 from sparsify._src.layers.attention import SparseMultiheadAttention
+from sparsify._src.layers.convolution import SparseConv1d, SparseConv2d, SparseConv3d
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.training.following import follow
 from sparsify._src.training.optimizer import SparseOptimizer
@@ -30,6 +31,9 @@ __all__ = [
     "Record",
     "Report",
     "RigL",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseConv3d",
     "SparseLinear",
     "SparseMultiheadAttention",
     "SparseOptimizer",

@@ -15,13 +15,15 @@ from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.decision import check_something_changes, decide
 from sparsify._src.conversion.densities import Density, sparsity
 from sparsify._src.conversion.distributions import Distribution, erdos_renyi
-from sparsify._src.conversion.linear_maps import LinearMap
+from sparsify._src.conversion.linear_maps import DEFAULT, Kinds, LinearMap, checked_kinds
 from sparsify._src.conversion.planning import report_of
 from sparsify._src.conversion.starts import Start
 from sparsify._src.evolution import SET, Evolution
 from sparsify._src.evolution.grown_values import GrownValues, Named
 from sparsify._src.layers import model_loading
+from sparsify._src.layers.convolution import SparseConv1d, SparseConv2d, SparseConv3d
 from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.training import arguments, holders
 from sparsify._src.training.choices import Choices, OnEvolve
 from sparsify._src.training.old_weights import retire, watch_old_weights
@@ -37,6 +39,7 @@ class Options(TypedDict, total=False):
     evolution: Evolution
     distribution: Distribution
     skip: Iterable[str]
+    kinds: Kinds | type[nn.Module]
     start: Start
     grown_values: GrownValues | Named
     grown_state: GrownState
@@ -45,6 +48,14 @@ class Options(TypedDict, total=False):
 
 
 Wrappable = Optimizer | SparseOptimizer
+
+SPARSE: dict[type[nn.Module], type[SparseMap]] = {
+    nn.Linear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
+    nn.Conv2d: SparseConv2d,
+    nn.Conv3d: SparseConv3d,
+}
+"""Which sparse layer takes the place of which dense one."""
 
 
 @overload
@@ -70,6 +81,7 @@ def sparsify(
     evolution: Evolution = SET(),
     distribution: Distribution = erdos_renyi,
     skip: Iterable[str] = (),
+    kinds: Kinds | type[nn.Module] = DEFAULT,
     start: Start = "random",
     grown_values: GrownValues | Named = "zero",
     grown_state: GrownState = "zero",
@@ -79,7 +91,8 @@ def sparsify(
     """Make `model` truly sparse and `optimizer` evolve its topology: the one line.
 
     Every trainable nn.Linear becomes a `SparseLinear`, and so does each Conv1D of Hugging Face's and each projection of
-    an nn.MultiheadAttention, which becomes a `SparseMultiheadAttention`. The optimizer's param groups and state move
+    an nn.MultiheadAttention, which becomes a `SparseMultiheadAttention`; convolutions do where `kinds` names them. The
+    optimizer's param groups and state move
     onto the new parameters, at the connections kept. All or nothing: a call that raises leaves model and optimizer as
     they were.
 
@@ -94,8 +107,9 @@ def sparsify(
         density: share of weights kept, in (0, 1]: of all layers together that become sparse or are pruned further
             (shared out by `distribution`); or {module-name glob: density} (the first glob that names a layer counts,
             layers that none names stay as they are); or a callable (out_features, in_features) -> density such as
-            `epsilon(20)`. Not given where `start` gives the connections, unless `evolution` prunes, nor where a sparse
-            model only gets another algorithm or optimizer.
+            `epsilon(20)`, which gets (out_channels, in_channels / groups, *kernel_size) of a convolution. Not given
+            where `start` gives the connections, unless `evolution` prunes, nor where a sparse model only gets another
+            algorithm or optimizer.
         steps: how many optimizer steps the training has, from now on. How often topologies evolve, until when, how much
             is dropped, and how pruning goes follow from it (`Evolution.for_steps`), but for what `evolution` says
             itself. Without it evolution has no end, and algorithms that prune must be given `until`.
@@ -106,6 +120,8 @@ def sparsify(
         skip: module-name globs of layers, or of modules that contain them, to leave as they are; or "losing" for those
             that are expected to be slower than dense, at batch 128 on this machine: the density is then shared among
             the rest, until none loses. Not in distributed training, where all ranks need one list: `plan` prints it.
+        kinds: of layers that become sparse: of nn.Linear, with which attention and Conv1D go, nn.Conv1d, nn.Conv2d and
+            nn.Conv3d, which become a `SparseConv1d` and so on. Where `start` is a model or a state dict, that says it.
         start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
             largest weights of a trained model as they are, "nonzero" exactly those of a pruned one that are not zero;
             a sparse model gives its topology, for this model's own values; the state dict of a sparse model makes
@@ -145,14 +161,14 @@ def sparsify(
         _check(each, model)
     starts.check(start)
     plain = arguments.unwrapped(given)
-    decision = decide(model, density, plain, choices.evolution, distribution, skip, start)
+    decision = decide(model, density, plain, choices.evolution, distribution, skip, start, checked_kinds(kinds))
     check_something_changes(model, density, decision, start, lambda: report_of(model, decision))
     dealt = _deal(decision, plain, several)
     meta_device.check(model, {decision.maps[name].owner for name in decision.first})
 
     # All is checked. Build what takes the old modules' places.
     seed = torch.initial_seed() if seed is None else seed
-    layers: dict[str, SparseLinear] = {}
+    layers: dict[str, SparseMap] = {}
     for name, connections in decision.first.items():
         layers[name] = _layer(decision.maps[name], connections, start, vectors.generator(seed, "start", name))
     replaced, pieces = replacement.assemble(decision.maps, layers)
@@ -222,13 +238,13 @@ def _deal(decision: Decision, optimizers: Sequence[Any], several: bool) -> list[
     return dealt
 
 
-def _layer(linear_map: LinearMap, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseLinear:
+def _layer(linear_map: LinearMap, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseMap:
     """The sparse layer that takes the place of a dense one.
 
     Args:
         connections: at first: so many, or these.
     """
     how: Literal["random", "magnitude"] = "random" if start == "random" else "magnitude"
-    layer = SparseLinear.replacing(linear_map.linear, connections, start=how, generator=generator)
+    layer = SPARSE[linear_map.kind].replacing(linear_map.dense, connections, start=how, generator=generator)
     layer.transposed = linear_map.transposed
     return layer

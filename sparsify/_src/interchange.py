@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from sparsify._src import kernels, topology
 from sparsify._src.kernels.aten import csr_tensor
-from sparsify._src.layers.adoption import adopt
 from sparsify._src.layers.attention import SparseMultiheadAttention
 from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """Make a dense copy of a sparse model: ordinary nn.Linear layers, ordinary state-dict keys, the same function.
+    """Make a dense copy of a sparse model: ordinary layers and state-dict keys, the same function.
 
     Args:
         model: left as it is, so that training can go on.
@@ -31,16 +31,16 @@ def densify(model: nn.Module) -> nn.Module:
     """
     dense: dict[int, nn.Module] = {}
     for module in model.modules():
-        if isinstance(module, SparseLinear) and module.remarks is not None:
+        if isinstance(module, SparseMap) and module.remarks is not None:
             module.remarks.saved("made dense")
         if isinstance(module, SparseMultiheadAttention):
             dense[id(module)] = module.to_attention()
-        elif isinstance(module, SparseLinear):
-            dense[id(module)] = _conv1d(module) if module.transposed else module.to_linear()
+        elif isinstance(module, SparseMap):
+            dense[id(module)] = module.to_module()
     return copy.deepcopy(model, dense)
 
 
-def to_csr(layer: SparseLinear) -> Tensor:
+def to_csr(layer: SparseMap) -> Tensor:
     """The weight as a `torch.sparse_csr` tensor.
 
     Returns:
@@ -54,7 +54,7 @@ def to_csr(layer: SparseLinear) -> Tensor:
     return csr_tensor(layer.crow.clone(), layer.col.clone(), layer.values.detach().clone(), layer.shape)
 
 
-def to_scipy(layer: SparseLinear) -> "csr_array":
+def to_scipy(layer: SparseMap) -> "csr_array":
     """The weight as a `scipy.sparse.csr_array`.
 
     Returns:
@@ -141,15 +141,3 @@ def _from_parts(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, ...
             raise ValueError(f"bias must be ({outs},), got {tuple(offsets.shape)}.")
     flat = topology.from_csr(crow, col, (outs, ins))
     return SparseLinear.from_topology((outs, ins), flat, values.detach().clone(), offsets)
-
-
-def _conv1d(layer: SparseLinear) -> nn.Module:
-    """A dense Conv1D of Hugging Face's that computes the same as `layer`."""
-    from transformers.pytorch_utils import Conv1D
-
-    linear = layer.to_linear()
-    dense: nn.Module = Conv1D(layer.out_features, layer.in_features)  # type: ignore[no-untyped-call]
-    dense.weight = nn.Parameter(linear.weight.detach().t().contiguous(), linear.weight.requires_grad)
-    dense.bias = linear.bias
-    adopt(dense, layer)
-    return dense

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparsify._src.conversion.eligibility import Kind, Reason
 from sparsify._src.conversion.linear_maps import LinearMap
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 
 
 class Decision(NamedTuple):
@@ -24,7 +24,7 @@ class Decision(NamedTuple):
     maps: dict[str, LinearMap]
     reasons: dict[str, Reason]
     first: dict[str, int | Tensor]
-    existing: dict[str, SparseLinear]
+    existing: dict[str, SparseMap]
     pruned: set[str]
     targets: dict[str, int]
     sharing: set[str]

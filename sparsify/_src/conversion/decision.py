@@ -5,6 +5,7 @@ Both `plan`, which reports it, and `sparsify`, which carries it out, ask `decide
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import prod
 
 from torch import Tensor, nn
 
@@ -14,11 +15,11 @@ from sparsify._src.conversion.densities import Density, at_most, check_kinds, fi
 from sparsify._src.conversion.distributions import Distribution
 from sparsify._src.conversion.eligibility import Kind, Reason, check_module, refuse_model, why_dense
 from sparsify._src.conversion.globs import check_globs, listed, named
-from sparsify._src.conversion.linear_maps import LinearMap, aliases, find
+from sparsify._src.conversion.linear_maps import DEFAULT, KINDS, Kinds, LinearMap, aliases, find
 from sparsify._src.conversion.refusals import why_nothing
 from sparsify._src.conversion.starts import SKIPPED, Start
 from sparsify._src.evolution import Evolution
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.training import holders
 from sparsify._src.warning import warn
 
@@ -50,6 +51,7 @@ def decide(
     distribution: Distribution,
     skip: Iterable[str],
     start: Start,
+    kinds: Kinds = DEFAULT,
 ) -> Decision:
     """Decide; the arguments are those of `sparsify`.
 
@@ -58,7 +60,7 @@ def decide(
     Raises:
         ValueError, TypeError: as `sparsify`.
     """
-    skipping = partial(decide_skipping, model, density, optimizers, evolution, distribution, start)
+    skipping = partial(decide_skipping, model, density, optimizers, evolution, distribution, start, kinds)
     if not losing.is_asked(skip):
         return skipping(skip)
     if isinstance(start, Mapping):
@@ -74,6 +76,7 @@ def decide_skipping(
     evolution: Evolution,
     distribution: Distribution,
     start: Start,
+    kinds: Kinds,
     skip: Iterable[str],
 ) -> Decision:
     """Decide, where `skip` names layers."""
@@ -90,8 +93,10 @@ def decide_skipping(
             raise ValueError(starts.GIVEN_WITH_STATE_DICT)
     elif density is None:
         return _go_on(model, existing, prunes, bool(sparse))
-    refuse_model(model)
-    maps = find(model)
+    if not isinstance(start, str):  # it says itself which layers are sparse
+        kinds = KINDS
+    refuse_model(model, kinds)
+    maps = find(model, kinds)
     check_globs("skip", skip, [*maps, *sparse])
     reasons = why_dense(model, maps, optimizers or None)
     skipped = set[str]().union(*(named(glob, [*maps, *sparse]) for glob in skip))
@@ -100,7 +105,7 @@ def decide_skipping(
     flat: dict[str, Tensor] = {}
     if not starts.is_by_density(start):
         known = reasons | dict.fromkeys(sparse, SPARSE_ALREADY)
-        flat = starts.given_topologies(start, maps, known, aliases(model), bool(optimizers))
+        flat = starts.given_topologies(start, maps, known, aliases(model, kinds), bool(optimizers))
         reasons = {name: reason for name, reason in reasons.items() if name not in flat}
         for name in maps.keys() - flat.keys():
             if density is None or start != "nonzero":
@@ -116,10 +121,10 @@ def decide_skipping(
     targets |= {name: count for name, count in counts.items() if name not in full}
     first: dict[str, int | Tensor] = {**ends}
     if flat or (existing and prunes):  # pruning begins with the model as it is: what is dense, with all its places
-        first = {name: flat.get(name, maps[name].linear.weight.numel()) for name in ends}
+        first = {name: flat.get(name, maps[name].weight_now.numel()) for name in ends}
     elif prunes and evolution.start_density is not None:
         counted = {name: counts[name] for name in (*ends, *full)}
-        shapes = {name: maps[name].shape for name in counted}
+        shapes = {name: maps[name].weight_shape for name in counted}
         firsts = first_connections(counted, shapes, density, evolution.start_density, distribution)
         first = {name: firsts[name] for name in ends}
     sharing = set() if isinstance(density, Mapping) or callable(density) else set(counts)
@@ -131,7 +136,7 @@ def _share_out(
     maps: Mapping[str, LinearMap],
     reasons: dict[str, Reason],
     flat: Mapping[str, Tensor],
-    pruned: Mapping[str, SparseLinear],
+    pruned: Mapping[str, SparseMap],
     distribution: Distribution,
 ) -> dict[str, int]:
     """Connections in the end of each layer that shares the density; `reasons` gets why others of these stay dense.
@@ -142,10 +147,10 @@ def _share_out(
         pruned: sparse layers that share it too.
     """
     most = {name: len(places) for name, places in flat.items()} | {name: layer.nnz for name, layer in pruned.items()}
-    eligible = {name: linear_map.shape for name, linear_map in maps.items() if name not in reasons}
-    shapes = eligible | {name: layer.shape for name, layer in pruned.items()}
+    eligible = {name: linear_map.weight_shape for name, linear_map in maps.items() if name not in reasons}
+    shapes = eligible | {name: layer.shape_by_taps for name, layer in pruned.items()}
     counts = at_most(most, density, shapes, distribution, [*maps, *pruned])
-    alone = {name for name, count in counts.items() if count == 1 < shapes[name][0] * shapes[name][1]}
+    alone = {name for name, count in counts.items() if count == 1 < prod(shapes[name])}
     if few := [name for name in without_share(density, shapes, distribution, [*maps, *pruned]) if name in alone]:
         warn(
             f"{len(few)} of {len(counts)} layers keep a single connection, because their share of the density rounds "
@@ -155,7 +160,7 @@ def _share_out(
     for name, shape in eligible.items():
         if name not in counts:
             reasons[name] = NOT_NAMED
-        elif counts[name] == shape[0] * shape[1]:
+        elif counts[name] == prod(shape):
             reasons[name] = FULL
     return counts
 
@@ -184,11 +189,11 @@ def check_something_changes(
 def check_dense(model: nn.Module) -> None:
     """Raise ValueError if `model`, in which nothing else can become sparse, is sparse already."""
     for name, module in model.named_modules():
-        if isinstance(module, SparseLinear):
-            raise ValueError(f"model must be dense, got SparseLinear in layer {name!r}. {IS_SPARSE}")
+        if isinstance(module, SparseMap):
+            raise ValueError(f"model must be dense, got SparseMap in layer {name!r}. {IS_SPARSE}")
 
 
-def _go_on(model: nn.Module, existing: dict[str, SparseLinear], prunes: bool, is_sparse: bool) -> Decision:
+def _go_on(model: nn.Module, existing: dict[str, SparseMap], prunes: bool, is_sparse: bool) -> Decision:
     """Where no density is given: with the layers that are sparse already, by another algorithm or optimizer."""
     if not existing:
         ways = f"{WAYS} {IS_SPARSE}" if is_sparse else WAYS

@@ -3,19 +3,19 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from math import prod
 
 from sparsify._src.checks import check_density, shown
-from sparsify._src.conversion.distributions import Distribution, in_proportion
+from sparsify._src.conversion.distributions import Distribution, Sizes, in_proportion
 from sparsify._src.conversion.globs import check_globs, named
 from sparsify._src.ready_made import DENSITY, DISTRIBUTION, check_rule, may_be_rule
-from sparsify._src.topology import Shape
 from sparsify._src.written import written
 
-Density = float | Mapping[str, float] | Callable[[Shape], float]
+Density = float | Mapping[str, float] | Callable[[Sizes], float]
 
 
 def connections(
-    density: Density, shapes: Mapping[str, Shape], distribution: Distribution, linears: Iterable[str]
+    density: Density, shapes: Mapping[str, Sizes], distribution: Distribution, linears: Iterable[str]
 ) -> dict[str, int]:
     """Connections of each layer that `density` covers."""
     if not isinstance(density, Mapping) and not callable(density):
@@ -25,7 +25,7 @@ def connections(
 
 
 def without_share(
-    density: Density, shapes: Mapping[str, Shape], distribution: Distribution, linears: Iterable[str]
+    density: Density, shapes: Mapping[str, Sizes], distribution: Distribution, linears: Iterable[str]
 ) -> list[str]:
     """The layers that keep one connection only because each keeps one: their share of the density rounds to none."""
     return [name for name, value in _wanted(density, shapes, distribution, linears).items() if round(value) < 1]
@@ -53,7 +53,7 @@ def _has_length(value: object) -> bool:
 
 
 def _wanted(
-    density: Density, shapes: Mapping[str, Shape], distribution: Distribution, linears: Iterable[str]
+    density: Density, shapes: Mapping[str, Sizes], distribution: Distribution, linears: Iterable[str]
 ) -> dict[str, float]:
     """How many connections each layer that `density` covers should have; they need not be whole."""
     if isinstance(density, Mapping):
@@ -74,7 +74,7 @@ def _wanted(
         if uncovered := shapes.keys() - shares.keys():
             raise ValueError(f"distribution must give every layer a density, got none for {sorted(uncovered)}.")
         own = {name: _given(shares[name], name, distribution) for name in shapes}
-    return {name: value * shapes[name][0] * shapes[name][1] for name, value in own.items()}
+    return {name: value * prod(shapes[name]) for name, value in own.items()}
 
 
 def _given(density: object, name: str, rule: object) -> float:
@@ -85,7 +85,7 @@ def _given(density: object, name: str, rule: object) -> float:
 def at_most(
     most: Mapping[str, int],
     density: Density,
-    shapes: Mapping[str, Shape],
+    shapes: Mapping[str, Sizes],
     distribution: Distribution,
     linears: Iterable[str],
 ) -> dict[str, int]:
@@ -100,7 +100,7 @@ def at_most(
     while over := {name: most[name] for name, count in counts.items() if count > most.get(name, count)}:
         found |= over
         rest = {name: shape for name, shape in shapes.items() if name not in found}
-        places = sum(shape[0] * shape[1] for shape in rest.values())
+        places = sum(prod(shape) for shape in rest.values())
         left = (budget - sum(found.values())) / max(1, places)
         counts = connections(min(1.0, left), rest, distribution, rest) if rest else {}
     return found | counts
@@ -108,7 +108,7 @@ def at_most(
 
 def first_connections(
     ends: Mapping[str, int],
-    shapes: Mapping[str, Shape],
+    shapes: Mapping[str, Sizes],
     density: Density,
     start_density: float,
     distribution: Distribution,
@@ -123,7 +123,7 @@ def first_connections(
     Raises:
         ValueError: the start density is below that of the end.
     """
-    places = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+    places = {name: prod(shape) for name, shape in shapes.items()}
     if start_density * sum(places.values()) + len(shapes) < sum(ends.values()):  # each is rounded
         raise ValueError(f"start_density must be at least the density in the end, got {start_density:g}.")
     share = distribution

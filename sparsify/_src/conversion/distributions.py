@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from sparsify._src.checks import check_density, check_number
-from sparsify._src.topology import Shape
 from sparsify._src.written import as_typed
 
-Distribution = Callable[[Mapping[str, Shape], float], dict[str, float]]
+Sizes = tuple[int, ...]
+"""Of a weight: (out_features, in_features), or of a convolution (out_channels, in_channels / groups, *kernel_size)."""
+
+Distribution = Callable[[Mapping[str, Sizes], float], dict[str, float]]
 
 
-def uniform(shapes: Mapping[str, Shape], density: float) -> dict[str, float]:
+def uniform(shapes: Mapping[str, Sizes], density: float) -> dict[str, float]:
     """Give every layer the same density.
 
     Args:
-        shapes: layer name -> (out_features, in_features).
+        shapes: layer name -> (out_features, in_features), or of a convolution as in `erdos_renyi`.
         density: share of all weights kept, in (0, 1].
     Returns:
         layer name -> density in (0, 1].
@@ -28,13 +31,15 @@ def uniform(shapes: Mapping[str, Shape], density: float) -> dict[str, float]:
     return dict.fromkeys(shapes, density)
 
 
-def erdos_renyi(shapes: Mapping[str, Shape], density: float) -> dict[str, float]:
+def erdos_renyi(shapes: Mapping[str, Sizes], density: float) -> dict[str, float]:
     """Share a global density among layers in proportion to (out + in) / (out * in).
 
-    Layers whose share would pass 1 stay dense; the rest are solved again, so the global budget holds.
+    Layers whose share would pass 1 stay dense; the rest are solved again, so the global budget holds. For convolutions
+    it is the Erdős-Rényi kernel: the sizes of the window are added in the numerator, and multiply the denominator.
+    Those with few input channels, as the first layer of a network, come out dense by it.
 
     Args:
-        shapes: layer name -> (out_features, in_features).
+        shapes: layer name -> (out_features, in_features), or (out_channels, in_channels / groups, *kernel_size).
         density: share of all weights kept, in (0, 1].
     Returns:
         layer name -> density in (0, 1].
@@ -47,17 +52,17 @@ def erdos_renyi(shapes: Mapping[str, Shape], density: float) -> dict[str, float]
 
     Source: Mocanu et al. 2018; Evci et al. 2020 (arXiv:1911.11134).
     """
-    return in_proportion({name: (outs + ins) / (outs * ins) for name, (outs, ins) in shapes.items()}, shapes, density)
+    return in_proportion({name: sum(shape) / prod(shape) for name, shape in shapes.items()}, shapes, density)
 
 
-def in_proportion(ratios: Mapping[str, float], shapes: Mapping[str, Shape], density: float) -> dict[str, float]:
+def in_proportion(ratios: Mapping[str, float], shapes: Mapping[str, Sizes], density: float) -> dict[str, float]:
     """Share a global density among layers in proportion to `ratios`.
 
     Layers whose share would pass 1 stay dense; the rest are solved again, so the global budget holds.
 
     Args:
         ratios: layer name -> a positive number.
-        shapes: layer name -> (out_features, in_features).
+        shapes: layer name -> (out_features, in_features), or of a convolution as in `erdos_renyi`.
         density: share of all weights kept, in (0, 1].
     Returns:
         layer name -> density in (0, 1].
@@ -65,7 +70,7 @@ def in_proportion(ratios: Mapping[str, float], shapes: Mapping[str, Shape], dens
         ValueError: density is outside (0, 1].
     """
     check_density(density)
-    places = {name: out_features * in_features for name, (out_features, in_features) in shapes.items()}
+    places = {name: prod(shape) for name, shape in shapes.items()}
     dense: set[str] = set()
     while True:
         rest = [name for name in shapes if name not in dense]
@@ -102,6 +107,6 @@ class epsilon:  # written like the functions beside it
         if not self.value > 0:
             raise ValueError(f"epsilon must be positive, got {self.value}. The paper uses 20.")
 
-    def __call__(self, shape: Shape) -> float:
+    def __call__(self, shape: Sizes) -> float:
         """The density of a layer of this shape."""
-        return min(1.0, self.value * (shape[0] + shape[1]) / (shape[0] * shape[1]))
+        return min(1.0, self.value * sum(shape) / prod(shape))

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sparsify._src import kernels
 from sparsify._src.conversion import adapters
-from sparsify._src.conversion.linear_maps import EVERYTHING, LinearMap, pruned
+from sparsify._src.conversion.linear_maps import CONVOLUTIONS, EVERYTHING, KINDS, Kinds, LinearMap, pruned
 from sparsify._src.distributed import SHARDED
 from sparsify._src.torch_private import has_hooks
 from sparsify._src.training import holders
@@ -69,7 +69,7 @@ def check_module(model: object) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
 
 
-def refuse_model(model: nn.Module) -> None:
+def refuse_model(model: nn.Module, kinds: Kinds) -> None:
     """Raise if `model` as a whole cannot be made sparse."""
     for name, module in model.named_modules():
         where = f" in layer {name!r}" if name else ""
@@ -77,7 +77,7 @@ def refuse_model(model: nn.Module) -> None:
             raise ValueError(f"model must not be wrapped yet, got DistributedDataParallel{where}. Wrap it afterwards.")
         if any(kind.__name__ in ("FSDPModule", "FullyShardedDataParallel") for kind in type(module).__mro__):
             raise ValueError(f"model must not be sharded, got {type(module).__name__}{where}. {SHARDED}")
-        if isinstance(module, nn.Linear) and isinstance(module.weight, UninitializedParameter):
+        if isinstance(module, tuple(kinds)) and isinstance(module.weight, UninitializedParameter):
             raise ValueError(
                 f"model must know its shapes, got an uninitialized {type(module).__name__}{where}. "
                 "Run one forward pass first."
@@ -102,20 +102,22 @@ def why_dense(
     of_adapters = adapters.why_dense(model)
 
     def why(linear_map: LinearMap) -> str | Reason | None:
-        owner, linear = linear_map.owner, linear_map.linear
-        if (adapter := of_adapters.get(owner)) == adapters.UNDER_PEFT and not linear.weight.requires_grad:
+        owner, linear = linear_map.owner, linear_map.dense
+        if (adapter := of_adapters.get(owner)) == adapters.UNDER_PEFT and not linear_map.weight_now.requires_grad:
             return FROZEN
         if adapter is not None:
             return adapter
         if lost := next(filter(None, map(pruned, owner.modules())), None):
             return f'its pruning is not permanent yet: prune.remove(layer, "{lost}") makes it so'
         if linear is owner:
-            if type(linear).forward is not nn.Linear.forward or "forward" in linear.__dict__:
+            if type(linear).forward is not linear_map.kind.forward or "forward" in linear.__dict__:
                 return "it has a forward of its own"
             if "weight" not in linear._parameters or is_parametrized(linear):
                 return "its weight is computed from others (parametrization, weight norm)"
             if id(linear) in inside:
                 return "nn.MultiheadAttention reads its weight directly"
+            if isinstance(linear, CONVOLUTIONS) and linear.groups > 1 and linear.weight.shape[1] == 1:
+                return "it is depthwise: each of its filters reads a single channel"
         for module in owner, linear:
             if own := _own_members(type(module)):
                 return own
@@ -149,7 +151,7 @@ def why_dense(
 
 def _own_members(kind: type) -> str | None:
     """The reason of a layer whose class has what a sparse layer in its place would lose; None where it has nothing."""
-    known = next((base for base in (nn.MultiheadAttention, nn.Linear) if issubclass(kind, base)), kind)
+    known = next((base for base in (nn.MultiheadAttention, *KINDS) if issubclass(kind, base)), kind)
     own = {n: x for each in kind.__mro__ if each not in known.__mro__ for n, x in vars(each).items()}
     names = sorted(own.keys() - HARMLESS)
     if not names:

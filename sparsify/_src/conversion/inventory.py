@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from sparsify._src.conversion import speed
-from sparsify._src.conversion.linear_maps import LinearMap
+from sparsify._src.conversion.distributions import Sizes
+from sparsify._src.conversion.linear_maps import CONVOLUTIONS, TRANSPOSED, LinearMap, kind_of
 from sparsify._src.conversion.report import LayerReport, Report
 from sparsify._src.conversion.training_bytes import TrainingBytes
 from sparsify._src.layers.attention import SparseMultiheadAttention
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Shape, index_dtype
 
 
@@ -41,7 +42,7 @@ def report(
         owned[linear_map.owner][name] = linear_map
     inside = {part for owner in owned for part in owner.modules()}
     for name, module in model.named_modules():
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseMap):
             rows.append(_sparse_row(name, module, targets.get(name), use, training))
         elif module in owned:
             rows += [
@@ -69,10 +70,10 @@ def _counted_again(model: nn.Module, training: TrainingBytes | None) -> tuple[in
 
 
 def _sparse_row(
-    name: str, layer: SparseLinear, left: int | None, use: speed.Use, training: TrainingBytes | None
+    name: str, layer: SparseMap, left: int | None, use: speed.Use, training: TrainingBytes | None
 ) -> LayerReport:
     nnz = layer.nnz if left is None else left
-    row = _linear_row(name, layer, layer.values, layer.shape, None, nnz, use, training)
+    row = _linear_row(name, layer, layer.values, layer.shape, layer.shape_by_taps, None, nnz, use, training)
     if nnz != layer.nnz:
         return row
     without_inputs, without_outputs = (int((torch.diff(x) == 0).sum()) for x in (layer.crow, layer.ccol))
@@ -83,8 +84,9 @@ def _row(
     name: str, linear_map: LinearMap, reason: str | None, nnz: int, use: speed.Use, training: TrainingBytes | None
 ) -> LayerReport:
     weight = linear_map.owner._parameters.get(linear_map.weight)
-    known = linear_map.linear.weight if weight is None else weight  # computed from others: it has no state of its own
-    return _linear_row(name, linear_map.owner, known, linear_map.shape, reason, nnz, use, training)
+    known = linear_map.weight_now if weight is None else weight  # computed from others: it has no state of its own
+    sizes = linear_map.weight_shape
+    return _linear_row(name, linear_map.owner, known, linear_map.shape, sizes, reason, nnz, use, training)
 
 
 def _linear_row(
@@ -92,25 +94,31 @@ def _linear_row(
     module: nn.Module,
     weight: torch.Tensor,
     shape: Shape,
+    sizes: Sizes,
     reason: str | None,
     nnz: int,
     use: speed.Use,
     training: TrainingBytes | None,
 ) -> LayerReport:
-    """The row of a linear layer, `weight` being the parameter that holds its weight, or more than it."""
+    """The row of a linear layer or a convolution, `weight` being the parameter that holds its weight, or more than it.
+
+    Args:
+        shape: of the matrix of connections.
+        sizes: of the weight, taps apart.
+    """
     size, places = weight.element_size(), shape[0] * shape[1]
     dense = places * size
     nnz, held = (nnz, nnz * size + index_bytes(nnz, shape)) if reason is None else (places, dense)
-    beside = training.beside(weight, (nnz,) if reason is None else shape) if training else None
-    beside_dense = training.beside(weight, shape) if training else None
+    beside = training.beside(weight, (nnz,) if reason is None else sizes) if training else None
+    beside_dense = training.beside(weight, sizes) if training else None
     times: list[float | None] = [None, None]
-    if speed.is_known(weight.device):
+    if speed.is_known(weight.device) and len(sizes) == 2:
         times[1] = speed.dense_milliseconds(shape, use)
         times[0] = speed.milliseconds(shape, nnz, use) if reason is None else times[1]
     return LayerReport(
         name=name,
         kind=type(module).__name__,
-        shape=shape,
+        shape=sizes,
         nnz=nnz,
         bytes=held,
         dense_bytes=dense,
@@ -139,11 +147,22 @@ def _other_rows(name: str, module: nn.Module, training: TrainingBytes | None) ->
             nnz=weight.numel(),
             bytes=held,
             dense_bytes=held,
-            reason="only linear layers become sparse",
+            reason=_why_not(module),
             training_bytes=trained,
             dense_training_bytes=trained,
         )
     ]
+
+
+def _why_not(module: nn.Module) -> str:
+    """Why a module that no kind names stays dense."""
+    if isinstance(module, CONVOLUTIONS):
+        return f"kinds=(nn.Linear, nn.{kind_of(module).__name__}) makes it sparse"
+    if isinstance(module, TRANSPOSED):
+        return "transposed convolutions stay dense"
+    if isinstance(module, nn.Linear):
+        return "kinds does not name nn.Linear"
+    return "only linear layers and convolutions become sparse"
 
 
 def index_bytes(nnz: int, shape: Shape) -> int:

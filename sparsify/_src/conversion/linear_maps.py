@@ -1,30 +1,61 @@
 """Finds the linear maps of a model that can become sparse, whatever kind of module holds them."""
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from sparsify._src.checks import shown
 from sparsify._src.layers.adoption import adopt
+from sparsify._src.layers.from_dense import matrix_shape
 
 EVERYTHING = slice(None)
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+KINDS = (nn.Linear, *CONVOLUTIONS)
+"""The kinds of layers that can become sparse; attention and Hugging Face's Conv1D go with nn.Linear."""
+
+Kinds = Sequence[type[nn.Module]]
+
+DEFAULT = (nn.Linear,)
+
+
+def checked_kinds(kinds: object) -> tuple[type[nn.Module], ...]:
+    """The kinds that a user names, of which one may stand alone.
+
+    Raises:
+        TypeError: one is none of `KINDS`, or there is none.
+    """
+    given: Any = (kinds,) if isinstance(kinds, type) else kinds
+    known = ", ".join(f"nn.{kind.__name__}" for kind in KINDS)
+    if not isinstance(given, (tuple, list, set, frozenset)) or not given:
+        raise TypeError(f"kinds must hold some of {known}, got {shown(kinds)}.")
+    for kind in given:
+        if kind not in KINDS:
+            transposed = isinstance(kind, type) and issubclass(kind, TRANSPOSED)
+            more = " Transposed convolutions stay dense." if transposed else ""
+            raise TypeError(f"kinds must hold some of {known}, got {shown(kind)}.{more}")
+    return tuple(given)
 
 
 class LinearMap(NamedTuple):
     """One weight matrix that acts as a linear map.
 
-    owner: the module that is replaced where it becomes sparse: an nn.Linear, a Conv1D of Hugging Face's, or the
-        nn.MultiheadAttention of which it is a projection.
-    linear: the same map as an nn.Linear: the owner itself, or one that views the owner's weight.
+    owner: the module that is replaced where it becomes sparse: an nn.Linear, an nn.Conv*, a Conv1D of Hugging Face's,
+        or the nn.MultiheadAttention of which it is a projection.
+    dense: the same map as an nn.Linear or nn.Conv*: the owner itself, or one that views the owner's weight.
     projection: its name within the owner; "" where it is all of it.
     weight, bias: names of the owner's parameters that hold it, and which of their rows do.
     transposed: whether the owner's weight is (in_features, out_features).
     """
 
     owner: nn.Module
-    linear: nn.Linear
+    dense: nn.Module
     projection: str = ""
     weight: str = "weight"
     weight_rows: slice = EVERYTHING
@@ -34,8 +65,25 @@ class LinearMap(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out_features, in_features)."""
-        return self.linear.out_features, self.linear.in_features
+        """(out_features, in_features), or of a convolution (out_channels, in_channels / groups * taps)."""
+        return matrix_shape(self.dense)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The same with the taps apart, as distributions see it: (out_channels, in_channels / groups, *kernel_size)."""
+        outs, ins = self.shape
+        return tuple(self.weight_now.shape) if isinstance(self.dense, CONVOLUTIONS) else (outs, ins)
+
+    @property
+    def weight_now(self) -> Tensor:
+        """The weight, in the shape that `dense` has it; it may be computed from others."""
+        weight: Tensor = self.dense.weight  # type: ignore[assignment]  # all of them have one
+        return weight
+
+    @property
+    def kind(self) -> type[nn.Module]:
+        """What `kinds` calls it."""
+        return kind_of(self.dense)
 
     def within(self, name: str) -> str:
         """The name of a parameter of the layer that takes its place, as seen from the owner."""
@@ -50,30 +98,41 @@ class LinearMap(NamedTuple):
         return tensor[self.bias_rows].clone()
 
 
-def find(model: nn.Module) -> dict[str, LinearMap]:
-    """Every linear map of `model`, by the name of the sparse layer that may take its place."""
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Which of `KINDS` a layer is of."""
+    return next(kind for kind in KINDS if isinstance(module, kind))
+
+
+def find(model: nn.Module, kinds: Kinds = DEFAULT) -> dict[str, LinearMap]:
+    """Every linear map of `model` of these kinds, by the name of the sparse layer that may take its place."""
     found: dict[str, LinearMap] = {}
     for name, module in model.named_modules():
-        for linear_map in of(module):
+        for linear_map in of(module, kinds):
             found.setdefault(f"{name}.{linear_map.projection}".strip("."), linear_map)
     return found
 
 
-def aliases(model: nn.Module) -> dict[str, str]:
+def aliases(model: nn.Module, kinds: Kinds = DEFAULT) -> dict[str, str]:
     """The other names of linear maps that are at several places of `model` -> the names that `find` gives them."""
     first = {id(module): name for name, module in model.named_modules()}
     other: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name != first[id(module)]:
-            for linear_map in of(module):
+            for linear_map in of(module, kinds):
                 other[f"{name}.{linear_map.projection}".strip(".")] = (
                     f"{first[id(module)]}.{linear_map.projection}".strip(".")
                 )
     return other
 
 
-def of(module: nn.Module) -> Iterator[LinearMap]:
+def of(module: nn.Module, kinds: Kinds = DEFAULT) -> Iterator[LinearMap]:
     """The linear maps that go where `module` goes."""
+    if isinstance(module, CONVOLUTIONS):
+        if kind_of(module) in kinds:
+            yield LinearMap(module, module)
+        return
+    if nn.Linear not in kinds:
+        return
     if isinstance(module, nn.MultiheadAttention):
         if _computes_as_torch(module):
             yield from _of_attention(module)
@@ -83,8 +142,8 @@ def of(module: nn.Module) -> Iterator[LinearMap]:
         weight, bias = map(module.get_parameter, names)
         linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
         conv1d = LinearMap(module, linear, weight=names[0], bias=names[1], transposed=True)
-        conv1d.linear.weight, conv1d.linear.bias = _view(weight, conv1d.of_weight), bias
-        adopt(conv1d.linear, module)
+        linear.weight, linear.bias = _view(weight, conv1d.of_weight), bias
+        adopt(linear, module)
         yield conv1d
 
 

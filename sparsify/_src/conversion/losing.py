@@ -3,6 +3,8 @@
 import glob
 from collections.abc import Callable, Iterable, Mapping
 
+from torch import nn
+
 from sparsify._src.conversion import speed
 from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.eligibility import Kind, Reason
@@ -60,7 +62,7 @@ def checked(decision: Decision | None, left_out: Mapping[str, float]) -> Decisio
             f"{found}. Wider layers or a lower density gain; to save memory all the same, pass a list, or none."
         )
     for name in decision.first:
-        device = decision.maps[name].linear.weight.device
+        device = decision.maps[name].weight_now.device
         if not speed.is_known(device):
             raise ValueError(
                 f'skip must name layers that are on {device.type}, got "losing" in layer {name!r}: how fast it will be '
@@ -84,6 +86,7 @@ def written(left_out: Iterable[str], skip: Iterable[str] = ()) -> str:
 def _losing(decision: Decision, use: speed.Use) -> dict[str, float]:
     """The layers that would become sparse, and slower than dense -> how many times faster they would be."""
     maps = {name: decision.maps[name] for name in decision.first}
-    known = {name: x.shape for name, x in maps.items() if speed.is_known(x.linear.weight.device)}
+    linear = {name: x for name, x in maps.items() if x.kind is nn.Linear}
+    known = {name: x.shape for name, x in linear.items() if speed.is_known(x.weight_now.device)}
     found = {name: speed.speed_up(shape, decision.targets[name], use) for name, shape in known.items()}
     return {name: faster for name, faster in found.items() if faster < 1}

@@ -15,7 +15,7 @@ from sparsify._src.conversion.densities import Density
 from sparsify._src.conversion.distributions import Distribution, erdos_renyi
 from sparsify._src.conversion.globs import listed
 from sparsify._src.conversion.inventory import report
-from sparsify._src.conversion.linear_maps import find
+from sparsify._src.conversion.linear_maps import DEFAULT, KINDS, Kinds, checked_kinds, find
 from sparsify._src.conversion.measuring import Unsteady
 from sparsify._src.conversion.report import Report
 from sparsify._src.conversion.speed import BATCH, USUAL, Use
@@ -24,7 +24,7 @@ from sparsify._src.conversion.training_bytes import TrainingBytes
 from sparsify._src.distributed import Ranks
 from sparsify._src.evolution import SET, Evolution
 from sparsify._src.evolution.algorithms import check_evolution
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Shape
 from sparsify._src.training import holders
 from sparsify._src.training.arguments import unwrapped
@@ -37,6 +37,7 @@ def plan(
     optimizer: Any = None,
     distribution: Distribution = erdos_renyi,
     skip: Iterable[str] = (),
+    kinds: Kinds | type[nn.Module] = DEFAULT,
     start: Start = "random",
     evolution: Evolution = SET(),
     batch: int = BATCH,
@@ -46,7 +47,7 @@ def plan(
     """Tell what `sparsify` would do with the same arguments, without doing it.
 
     Args:
-        model, density, distribution, skip, start: as for `sparsify`.
+        model, density, distribution, skip, kinds, start: as for `sparsify`.
         optimizer: one or several, as for `sparsify`; the table then tells bytes in training too, with the gradient and
             what the optimizer keeps. None takes every trainable layer as held by one.
         evolution: as for `sparsify`; one that prunes takes layers that are sparse already further down, and the table
@@ -83,7 +84,8 @@ def plan(
     skip = skip if losing.is_asked(skip) else listed("skip", skip)  # what can be read once is read
     optimizers = None if optimizer is None else holders.listed(optimizer)
     held = TrainingBytes(unwrapped(optimizers)) if optimizers else None
-    deciding = partial(decide, model, density, optimizers, evolution, distribution, skip, start)
+    kinds = checked_kinds(kinds)
+    deciding = partial(decide, model, density, optimizers, evolution, distribution, skip, start, kinds)
     decision, trouble = _measured(deciding, use, losing.is_asked(skip)) if measure else (deciding(), "")
     goes_on = density is None and starts.is_by_density(start)
     if not (decision.first or decision.pruned or decision.has_full or goes_on):
@@ -91,7 +93,7 @@ def plan(
     found = _with_notes(report_of(model, decision, use, held), held, trouble)
     if isinstance(start, Mapping) or losing.is_asked(skip):
         return found
-    skipping = partial(decide_skipping, model, density, optimizers, evolution, distribution, start)
+    skipping = partial(decide_skipping, model, density, optimizers, evolution, distribution, start, kinds)
     return _with_skip(found, skipping, decision, skip)
 
 
@@ -120,12 +122,12 @@ def summary(model: nn.Module, optimizer: Any = None, *, batch: int = BATCH, trai
         60
     """
     use = _use(batch, training)
-    maps = find(model)
+    maps = find(model, KINDS)
     kinds = {name: type(linear_map.owner).__name__ for name, linear_map in maps.items()}
     optimizers = holders.listed(optimizer)
     held = TrainingBytes(unwrapped(optimizers), as_it_is=True) if optimizers else None
     found = report(model, maps, lambda name: f"it is an ordinary {kinds[name]}", {}, use=use, training=held)
-    remarks = [module.remarks for module in model.modules() if isinstance(module, SparseLinear) and module.remarks]
+    remarks = [module.remarks for module in model.modules() if isinstance(module, SparseMap) and module.remarks]
     unfinished = tuple(dict.fromkeys(each.unfinished for each in remarks if each.unfinished))
     found = replace(found, notes=(*found.notes, *unfinished))
     return _with_notes(found, held)
@@ -169,8 +171,10 @@ def _measured(deciding: Callable[[], Decision], use: Use, again: bool) -> tuple[
 def _to_measure(decision: Decision) -> list[tuple[Shape, int]]:
     """Shape and connections of the layers on a CPU that would be sparse, or are."""
     first = {name: decision.maps[name] for name in decision.first}
-    shapes = {name: x.shape for name, x in first.items() if speed.is_known(x.linear.weight.device)}
-    shapes |= {name: x.shape for name, x in decision.existing.items() if speed.is_known(x.values.device)}
+    linear = {name: x for name, x in first.items() if x.kind is nn.Linear}
+    shapes = {name: x.shape for name, x in linear.items() if speed.is_known(x.weight_now.device)}
+    existing = {name: x for name, x in decision.existing.items() if x.window is None}
+    shapes |= {name: x.shape for name, x in existing.items() if speed.is_known(x.values.device)}
     return [(shape, decision.targets[name]) for name, shape in shapes.items()]
 
 

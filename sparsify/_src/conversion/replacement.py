@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from sparsify._src.conversion.linear_maps import LinearMap
 from sparsify._src.conversion.transfer import Piece, Pieces
-from sparsify._src.layers.attention import Projection, SparseMultiheadAttention
+from sparsify._src.layers.attention import SparseMultiheadAttention
 from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
+
+Part = SparseMap | nn.Linear
+"""What comes in the place of a linear map: its sparse layer, or a projection left dense."""
 
 
 def assemble(
-    maps: Mapping[str, LinearMap], layers: Mapping[str, SparseLinear]
+    maps: Mapping[str, LinearMap], layers: Mapping[str, SparseMap]
 ) -> tuple[dict[nn.Module, nn.Module], Pieces]:
     """Build the modules that will replace those with a sparse layer in them; nothing is changed yet.
 
@@ -25,7 +29,7 @@ def assemble(
         old module -> new module, and what becomes of their parameters.
     """
     owners = {maps[name].owner for name in layers}
-    modules: dict[nn.Module, dict[str, Projection]] = defaultdict(dict)
+    modules: dict[nn.Module, dict[str, Part]] = defaultdict(dict)
     pieces: dict[nn.Parameter, list[Piece]] = defaultdict(list)
     for name, linear_map in maps.items():
         if linear_map.owner in owners:
@@ -52,9 +56,9 @@ def replace_modules(model: nn.Module, replaced: Mapping[nn.Module, nn.Module], u
             _set(module, "use_nested_tensor", False, undo)
 
 
-def _pieces(linear_map: LinearMap, layer: Projection) -> Iterator[Piece]:
+def _pieces(linear_map: LinearMap, layer: Part) -> Iterator[Piece]:
     """Which old parameters, or parts of them, the new parameters of `layer` replace."""
-    if isinstance(layer, SparseLinear):
+    if isinstance(layer, SparseMap):
         flat = layer.flat()
         take = partial(_at, linear_map, flat)
         scale = _scale(layer.values.detach(), take(linear_map.owner.get_parameter(linear_map.weight).detach()))
@@ -84,26 +88,29 @@ def _scale(new: Tensor, old: Tensor) -> float:
 
 
 def _left_dense(linear_map: LinearMap) -> nn.Linear:
-    """The linear map as a layer of its own, where others of its owner become sparse."""
-    linear, weight = linear_map.linear, linear_map.linear.weight
+    """The linear map as a layer of its own, where others of its owner become sparse: a projection of attention."""
+    linear = linear_map.dense
+    assert isinstance(linear, nn.Linear)
+    weight = linear.weight
     if weight is not linear_map.owner.get_parameter(linear_map.weight):  # a view would keep all of it in memory
         linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
         linear.weight.grad = None if weight.grad is None else weight.grad.clone()
     return linear
 
 
-def _assembled(owner: nn.Module, parts: Mapping[str, Projection]) -> nn.Module:
+def _assembled(owner: nn.Module, parts: Mapping[str, Part]) -> nn.Module:
     if "" in parts:
         return parts[""]
     assert isinstance(owner, nn.MultiheadAttention)
-    attention = SparseMultiheadAttention(owner, parts)
+    projections = {name: part for name, part in parts.items() if isinstance(part, (SparseLinear, nn.Linear))}
+    attention = SparseMultiheadAttention(owner, projections)
     if owner.out_proj.weight.is_meta:
         attention.reset_own_biases()
     return attention
 
 
 def _has_sparse(module: nn.Module) -> bool:
-    return any(isinstance(child, SparseLinear) for child in module.modules())
+    return any(isinstance(child, SparseMap) for child in module.modules())
 
 
 def _set(owner: object, name: str, value: object, undo: ExitStack) -> None:

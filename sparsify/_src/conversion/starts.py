@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from sparsify._src.conversion.eligibility import Kind, Reason
 from sparsify._src.conversion.linear_maps import LinearMap
 from sparsify._src.layers import checkpoint
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Shape
 from sparsify._src.vectors import positions
 
@@ -137,25 +137,25 @@ def _of_model(model: nn.Module) -> Iterator[tuple[str, tuple[Shape, Tensor | Non
     while isinstance(model, WRAPPERS):
         model = getattr(model.module, "_orig_mod", model.module)
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseMap):
             yield name, (module.shape, module.flat())
 
 
 def _nonzero(linear_map: LinearMap) -> Tensor | None:
     """Where a dense weight is not zero; None where it is nowhere zero."""
-    weight = linear_map.linear.weight.detach()
+    weight = linear_map.weight_now.detach()
     if weight.is_meta:
         raise ValueError('start must not be "nonzero" for a model on the meta device: it has no weights.')
     active = (weight != 0).flatten()
     return None if bool(active.all()) else positions(active)
 
 
-def existing(model: nn.Module, held: Sequence[Tensor] | None) -> dict[str, SparseLinear]:
+def existing(model: nn.Module, held: Sequence[Tensor] | None) -> dict[str, SparseMap]:
     """The layers of `model` that are sparse already, and whose values are among the held parameters, if there are any.
 
     Args:
         held: None for all layers.
     """
     ours = {id(parameter) for parameter in held or ()}
-    layers = {name: x for name, x in model.named_modules() if isinstance(x, SparseLinear)}
+    layers = {name: x for name, x in model.named_modules() if isinstance(x, SparseMap)}
     return {name: x for name, x in layers.items() if held is None or id(x._parameters.get("values")) in ours}

@@ -7,12 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsify._src import kernels
 from sparsify._src.checks import check_count, check_share
 from sparsify._src.evolution.faults import fault_of_places
 from sparsify._src.evolution.layer_view import AroundRule, LayerView, needing_gradient, needs_gradient, seen_by
 from sparsify._src.ready_made import GROW, Kind, check_rule
-from sparsify._src.topology import index
 from sparsify._src.vectors import free_places, lowest, merge, positions, sample, sample_outside
 from sparsify._src.written import as_typed, written
 
@@ -93,8 +91,7 @@ class by_gradient_among:  # written like the functions beside it
     def __call__(self, layer: LayerView, count: int) -> Tensor:
         """Of the candidates, those where the gradient is largest."""
         flat = uniformly(layer, min(self.candidates * count, layer.free))
-        grad, input = _operands(layer)
-        scores = layer.sum_over_ranks(kernels.gradient_of_values(grad, input, index(flat, layer.shape))).abs()
+        scores = layer.sum_over_ranks(layer.gradient_at(flat)).abs()
         return flat[lowest(-scores, count)]
 
 
@@ -187,25 +184,15 @@ def checked_places(rule: GrowthRule, layer: LayerView, count: int) -> Tensor:
 
 def _tiles(layer: LayerView) -> Iterator[tuple[int, Tensor]]:
     """|dense gradient| a tile of rows at a time: (flat index of its first element, flattened), active places -1."""
-    grad, input = _operands(layer)
     outs, ins = layer.shape
     height = max(1, TILE // ins)
-    tile = torch.empty(min(height, outs), ins, dtype=grad.dtype, device=grad.device)
     bounds = torch.arange(0, outs + height, height, device=layer.flat.device) * ins
     first = torch.searchsorted(layer.flat, bounds).tolist()
     for number, row in enumerate(range(0, outs, height)):
-        part = tile[: min(height, outs - row)]
-        torch.mm(grad[:, row : row + height].t(), input, out=part)
+        part = layer.dense_gradient(slice(row, min(row + height, outs)))
         scores = layer.sum_over_ranks(part.view(-1)).abs_().nan_to_num_(nan=0.0, posinf=torch.inf)  # inf - inf
         scores[layer.flat[first[number] : first[number + 1]] - row * ins] = -1
         yield row * ins, scores
-
-
-def _operands(layer: LayerView) -> tuple[Tensor, Tensor]:
-    """The operands of all backward passes, (examples, out_features) and (examples, in_features), at least float32."""
-    dtype = torch.promote_types(layer.values.dtype, torch.float32)
-    grad, input = (torch.cat(part).to(dtype).nan_to_num(nan=0.0) for part in zip(*layer.passes, strict=True))
-    return grad, input
 
 
 def _with(layer: LayerView, grown: Tensor) -> LayerView:

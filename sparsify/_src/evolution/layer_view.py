@@ -9,6 +9,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from sparsify._src.evolution import dense_gradients
+from sparsify._src.kernels.window import Window
 from sparsify._src.ready_made import Kind, check_rule
 from sparsify._src.topology import Shape
 from sparsify._src.written import as_typed, written
@@ -16,7 +18,10 @@ from sparsify._src.written import as_typed, written
 Rule = TypeVar("Rule", bound=Callable[..., object])
 
 Passes = Sequence[tuple[Tensor, Tensor]]
-"""(gradient of the output (batch, out_features), input (batch, in_features)) of each of some backward passes."""
+"""(gradient of the output (batch, out_features), input (batch, in_features)) of each of some backward passes.
+
+Of a convolution (batch, out_channels, *out_size) and (batch, in_channels, *size).
+"""
 
 
 def alone(tensor: Tensor) -> Tensor:
@@ -42,6 +47,7 @@ class LayerView:
     sum_over_ranks: adds up, in place, a tensor that each rank has its own of, such as what a rule computed from
         `passes`: rules must choose alike on every rank. `values` and `gradient` are the same on all ranks already.
     spared: which connections must stay whatever their scores, (nnz,) bool; None for none. Scopes see it.
+    window: how a convolution moves over its input; None of a linear layer. `dense_gradient` and `gradient_at` know it.
 
     Example:
         To try a rule, make one by hand: three connections in a layer with room for six.
@@ -64,6 +70,37 @@ class LayerView:
     passes: Passes = ()
     sum_over_ranks: Callable[[Tensor], Tensor] = alone
     spared: Tensor | None = None
+    window: Window | None = None
+
+    def dense_gradient(self, rows: slice) -> Tensor:
+        """Rows of the gradient of the dense weight, (rows, in_features), whatever the layer: summed over the passes.
+
+        This rank's, at least float32, NaN taken for 0. Memory: these rows.
+
+        Args:
+            rows: with a beginning and an end, as in slice(0, 64).
+        Example:
+            >>> flat, alive = torch.tensor([2]), torch.ones(1, dtype=torch.bool)
+            >>> passes = [(torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, 1.0]]))]
+            >>> layer = LayerView("fc", (2, 2), flat, torch.ones(1), alive, torch.Generator(), passes=passes)
+            >>> layer.dense_gradient(slice(1, 2))
+            tensor([[-6., -3.]])
+        """
+        return dense_gradients.of_rows(self, rows)
+
+    def gradient_at(self, flat: Tensor) -> Tensor:
+        """The gradient of the dense weight at these places, (len(flat),): time and memory are those of the places.
+
+        Args:
+            flat: sorted, unique flat indices.
+        Example:
+            >>> flat, alive = torch.tensor([2]), torch.ones(1, dtype=torch.bool)
+            >>> passes = [(torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, 1.0]]))]
+            >>> layer = LayerView("fc", (2, 2), flat, torch.ones(1), alive, torch.Generator(), passes=passes)
+            >>> layer.gradient_at(torch.tensor([0, 3]))
+            tensor([ 2., -3.])
+        """
+        return dense_gradients.at_places(self, flat)
 
     @property
     def free(self) -> int:

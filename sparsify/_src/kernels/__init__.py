@@ -5,7 +5,8 @@ A kernel is a module with `available()`, `serves(values)`, and the two products
     forward(input, values, bias, indices) -> output
     backward(grad, input, values, indices, needs) -> gradients of input, values and bias; None where not needed
 
-for input (batch, in_features), output and grad (batch, out_features), all contiguous.
+for input (batch, in_features), output and grad (batch, out_features), all contiguous. The native one convolves too, for
+input (batch, in_channels, *size); where it cannot serve, PyTorch's own convolution does, by a dense weight.
 """
 
 import torch
@@ -13,18 +14,22 @@ from torch import Tensor
 
 from sparsify._src.kernels import autograd, flops  # noqa: F401  (flops registers formulas)
 from sparsify._src.kernels.autograd import direct
-from sparsify._src.kernels.dispatch import available, kernel_for, use
+from sparsify._src.kernels.computing import gradient_of_values
+from sparsify._src.kernels.dispatch import available, use
 from sparsify._src.kernels.operands import SUPPORTED, is_simple
 from sparsify._src.kernels.recorder import Recorder
+from sparsify._src.kernels.window import Window
 from sparsify._src.topology import Indices
 
 __all__ = [
     "SUPPORTED",
     "Recorder",
+    "Window",
     "available",
     "direct",
     "gradient_of_values",
     "is_simple",
+    "sparse_convolution",
     "sparse_linear",
     "use",
 ]
@@ -40,20 +45,22 @@ def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: I
     """
     dtype = input.dtype
     if input.dim() == 2 and dtype not in HALF:
-        return autograd.sparse_linear(input, values, bias, indices)
+        return autograd.product(input, values, bias, indices)
     if dtype in HALF:
         input, values = input.float(), values.float()
         bias = None if bias is None else bias.float()
-    output = autograd.sparse_linear(input.reshape(-1, input.shape[-1]), values, bias, indices)
+    output = autograd.product(input.reshape(-1, input.shape[-1]), values, bias, indices)
     return output.view(*input.shape[:-1], output.shape[1]).to(dtype)
 
 
-def gradient_of_values(grad: Tensor, input: Tensor, indices: Indices) -> Tensor:
-    """Elements of `grad.T @ input` at the connections alone, (nnz,): the gradient of values there.
+def sparse_convolution(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, window: Window) -> Tensor:
+    """The convolution by a weight of sorted connections, padded with zeros; differentiable as `sparse_linear`.
 
     Shape:
-        grad (batch, out_features), input (batch, in_features); float32 or float64.
+        input (batch, in_channels, *size) -> (batch, out_channels, *out_size), contiguous; values (nnz,).
     """
-    zeros = grad.new_zeros(len(indices.col))
-    result: Tensor = kernel_for(zeros).backward(grad, input, zeros, indices, (False, True, False))[1]
-    return result
+    dtype = input.dtype
+    if dtype not in HALF:
+        return autograd.product(input, values, bias, indices, window)
+    bias = None if bias is None else bias.float()
+    return autograd.product(input.float(), values.float(), bias, indices, window).to(dtype)

@@ -6,43 +6,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify._src.kernels import ops, products
+from sparsify._src.kernels import computing, operators, ops, products
+from sparsify._src.kernels.computing import Needs
 from sparsify._src.kernels.dispatch import kernel_for
 from sparsify._src.kernels.operands import is_direct, is_traced, is_transformed
-from sparsify._src.kernels.products import OF_WEIGHT, Needs, Purpose
+from sparsify._src.kernels.products import OF_WEIGHT, Purpose
 from sparsify._src.kernels.recorder import is_recording
+from sparsify._src.kernels.window import Window, check_input
 from sparsify._src.topology import Indices
 from sparsify._src.torch_private import applier, is_batched, unwrapped, will_execute
 
 
-def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
-    """`input @ weight.T + bias` for input (batch, in_features); the result is contiguous."""
+def product(
+    input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, window: Window | None = None
+) -> Tensor:
+    """`input @ weight.T + bias` for input (batch, in_features); the result is contiguous.
+
+    Args:
+        window: of a convolution; input is (batch, in_channels, *size) then.
+    """
+    if window is not None:
+        check_input(input, window, indices.ccol.shape[0] - 1)
     if bias is not None and bias.dtype != values.dtype:
         raise TypeError(f"bias must have the dtype of the values, {values.dtype}, got {bias.dtype}.")
     if input.dtype != values.dtype:
         raise TypeError(f"input must have the dtype of the values, {values.dtype}, got {input.dtype}.")
     result: Tensor
     if torch.compiler.is_compiling():
-        result = ops.linear(input, values, bias, *indices)
+        result = operators.product(input, values, bias, indices, window)
     elif is_direct(input, values, bias):
-        result = direct(input, values, bias, indices)
+        result = direct(input, values, bias, indices, window)
     elif is_transformed():
-        result = ops.Transformed.apply(input, values, bias, *indices)  # type: ignore[no-untyped-call]
+        result = ops.Transformed.apply(input, values, bias, window, *indices)  # type: ignore[no-untyped-call]
     elif _is_exported_to_onnx():
-        result = ops.by_dense_weight(input, values, bias, *indices)
+        result = operators.by_dense_weight(input, values, bias, indices, window)
     else:
-        result = ops.linear(input, values, bias, *indices)
+        result = operators.product(input, values, bias, indices, window)
     return result
 
 
-def direct(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
+def direct(
+    input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, window: Window | None = None
+) -> Tensor:
     """The same for operands that are direct: as the operator, with half its overhead."""
     result: Tensor
     if torch.is_grad_enabled():
         bias = bias if bias is None else unwrapped(bias)
-        result = _apply(unwrapped(input), unwrapped(values), bias, indices, True)
+        result = _apply(unwrapped(input), unwrapped(values), bias, indices, True, window)
     else:
-        result = products.forward(kernel_for(values), input, values, bias, indices)
+        result = computing.forward(kernel_for(values), input, values, bias, indices, window)
     return result
 
 
@@ -52,18 +64,25 @@ def _is_exported_to_onnx() -> bool:
     return onnx is not None and is_traced() and bool(onnx.is_in_onnx_export())
 
 
-class _Linear(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """The product. `is_weight` says whether values are a layer's weight, not what came back to its gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, is_weight: bool
+        ctx: Any,
+        input: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        indices: Indices,
+        is_weight: bool,
+        window: Window | None,
     ) -> Tensor:
         ctx.save_for_backward(input, values)
         ctx.kernel = kernel_for(values)
         ctx.indices = indices  # an evolution in between changes the values too, which autograd notices
         ctx.is_weight = is_weight
-        return products.forward(ctx.kernel, input, values, bias, indices)
+        ctx.window = window
+        return computing.forward(ctx.kernel, input, values, bias, indices, window)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -71,17 +90,17 @@ class _Linear(torch.autograd.Function):
         needs, again = ctx.needs_input_grad[:3], torch.is_grad_enabled()
         # The input was direct, when it came.
         if not is_direct(grad, values, None) or is_batched(grad) or torch.compiler.is_compiling():
-            return *ops.gradients(grad, input, values, ctx.indices, needs), None, None
+            return *ops.gradients(grad, input, values, ctx.indices, needs, ctx.window), None, None, None
         purpose = OF_WEIGHT
         if needs[1] and (again or is_recording()):
             wanted, leaf = _asked_for(ctx.next_functions[1][0])
             needs, purpose = (needs[0], wanted, needs[2]), Purpose(ctx.is_weight, leaf)
-        given = ctx.kernel, grad, input, values, ctx.indices, needs, purpose
+        given = ctx.kernel, grad, input, values, ctx.indices, needs, purpose, ctx.window
         found = _Gradients.apply(*given) if again else products.backward(*given)  # type: ignore[no-untyped-call]
-        return *found, None, None
+        return *found, None, None, None
 
 
-_apply = applier(_Linear)
+_apply = applier(_Product)
 
 
 class _Gradients(torch.autograd.Function):
@@ -97,11 +116,12 @@ class _Gradients(torch.autograd.Function):
         indices: Indices,
         needs: Needs,
         purpose: Purpose,
+        window: Window | None,
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(grad, input, values)
         ctx.set_materialize_grads(False)
-        ctx.kernel, ctx.indices, ctx.is_weight = kernel, indices, purpose.is_weight
-        return products.backward(kernel, grad, input, values, indices, needs, purpose)
+        ctx.kernel, ctx.indices, ctx.is_weight, ctx.window = kernel, indices, purpose.is_weight, window
+        return products.backward(kernel, grad, input, values, indices, needs, purpose, window)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -110,21 +130,22 @@ class _Gradients(torch.autograd.Function):
             is_direct(each, given[2], None) and not is_batched(each) for each in cotangents if each is not None
         )
         if not direct or torch.compiler.is_compiling():
-            again = ops.differentiate(given, ctx.indices, needs, cotangents)
+            again = ops.differentiate(given, ctx.indices, needs, cotangents, ctx.window)
         else:
             if needs[2]:
                 wanted, leaf = _asked_for(ctx.next_functions[2][0])
                 needs = *needs[:2], wanted
 
             def product(input: Tensor, values: Tensor, bias: Tensor | None, is_weight: bool) -> Any:
-                return _Linear.apply(input, values, bias, ctx.indices, is_weight and ctx.is_weight)  # type: ignore[no-untyped-call]
+                rest = ctx.indices, is_weight and ctx.is_weight, ctx.window
+                return _Product.apply(input, values, bias, *rest)  # type: ignore[no-untyped-call]
 
             def gradients(grad: Tensor, input: Tensor, values: Tensor, needs: Any, is_weight: bool) -> Any:
-                rest = ctx.indices, needs, Purpose(is_weight and ctx.is_weight, leaf)
+                rest = ctx.indices, needs, Purpose(is_weight and ctx.is_weight, leaf), ctx.window
                 return _Gradients.apply(ctx.kernel, grad, input, values, *rest)  # type: ignore[no-untyped-call]
 
             again = products.differentiate(product, gradients, given, needs, cotangents)
-        return None, *again, *[None] * 3
+        return None, *again, *[None] * 4
 
 
 def _asked_for(node: Any) -> tuple[bool, Tensor | None]:

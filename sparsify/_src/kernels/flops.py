@@ -1,5 +1,6 @@
 """Tells torch.utils.flop_counter what a sparse product costs: a multiplication and an addition for each connection."""
 
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,15 @@ def _of_forward(input: torch.Size, values: torch.Size, *_: Any, **__: Any) -> in
     return 2 * input[0] * values[0]
 
 
+def _of_convolution(input: torch.Size, values: torch.Size, *rest: Any, out_shape: torch.Size, **_: Any) -> int:
+    return 2 * out_shape[0] * prod(out_shape[2:]) * values[0]
+
+
+def _of_convolution_backward(grad: torch.Size, input: torch.Size, values: torch.Size, *rest: Any, **_: Any) -> int:
+    needs: list[bool] = rest[-2]
+    return 2 * grad[0] * prod(grad[2:]) * values[0] * sum(needs[:2])
+
+
 def _of_backward(grad: torch.Size, input: torch.Size, values: torch.Size, *rest: Any, **_: Any) -> int:
     needs: list[bool] = rest[-1]
     return 2 * input[0] * values[0] * sum(needs[:2])  # the bias's is a sum
@@ -22,3 +32,5 @@ def _of_backward(grad: torch.Size, input: torch.Size, values: torch.Size, *rest:
 def _register(flop_counter: ModuleType) -> None:
     flop_counter.register_flop_formula(torch.ops.sparsify.linear)(_of_forward)
     flop_counter.register_flop_formula(torch.ops.sparsify.linear_backward)(_of_backward)
+    flop_counter.register_flop_formula(torch.ops.sparsify.convolution)(_of_convolution)
+    flop_counter.register_flop_formula(torch.ops.sparsify.convolution_backward)(_of_convolution_backward)

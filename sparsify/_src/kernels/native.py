@@ -1,12 +1,15 @@
 """Our own CPU kernels (product.c), for float32 and float64."""
 
 import os
+from collections.abc import Iterable
+from math import prod
 
 from torch import Tensor
 
 from sparsify._src.kernels.operands import NATIVE
+from sparsify._src.kernels.window import Window, check_input
 from sparsify._src.native import library
-from sparsify._src.native.library import Product, address
+from sparsify._src.native.library import Convolution, Product, address
 from sparsify._src.topology import Indices, Located
 
 LEVEL: int = library.LIBRARY.sparsify_level() if library.LIBRARY else 0
@@ -40,57 +43,104 @@ def serves(values: Tensor) -> bool:
     return available() and values.is_cpu and values.dtype in NATIVE
 
 
-def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
-    """`input @ weight.T + bias`."""
+def forward(
+    input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, window: Window | None = None
+) -> Tensor:
+    """`input @ weight.T + bias`, or the convolution by a window."""
     batch, outs = input.shape[0], indices.crow.shape[0] - 1
-    output = input.new_empty_strided((batch, outs), (outs, 1))  # faster than `new_empty`, here and below
+    if window is None:
+        output = input.new_empty_strided((batch, outs), (outs, 1))  # faster than `new_empty`, here and below
+    else:
+        check_input(input, window, indices.ccol.shape[0] - 1)
+        output = input.new_empty((batch, outs, *window.out_size(input.shape[2:])))
     if batch and outs:
         held: list[object] = []
-        product = _product(False, indices, input, values, held)
+        product = _product(False, indices, input, values, held, window)
         if bias is not None:
             product.bias = address(bias, outs * values.itemsize, held)
         product.result = output.data_ptr()
-        library.multiply(product)
+        _compute(product, input, window)
     return output
 
 
 def backward(
-    grad: Tensor, input: Tensor, values: Tensor, indices: Indices, needs: tuple[bool, bool, bool]
+    grad: Tensor,
+    input: Tensor,
+    values: Tensor,
+    indices: Indices,
+    needs: tuple[bool, bool, bool],
+    window: Window | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, values and bias, as far as needed."""
     if not needs[0] and not needs[1]:
-        return None, None, grad.sum(0) if needs[2] else None
-    grad_input = input.new_empty_strided(input.shape, (input.shape[1], 1)) if needs[0] else None
+        return None, None, grad.sum((0, *range(2, grad.dim()))) if needs[2] else None
+    if window is not None:
+        check_input(input, window, indices.ccol.shape[0] - 1)
+    grad_input = input.new_empty_strided(input.shape, input.stride()) if needs[0] else None  # it is contiguous
     grad_values = values.new_empty_strided(values.shape, (1,)) if needs[1] else None
-    grad_bias = grad.new_empty_strided(grad.shape[1:], (1,)) if needs[2] else None
+    grad_bias = grad.new_empty_strided(grad.shape[1:2], (1,)) if needs[2] else None
     if not len(grad):
         for sums in grad_values, grad_bias:
             if sums is not None:
                 sums.zero_()
     else:
         held: list[object] = []
-        product = _product(True, indices, input, values, held)
-        product.grad = address(grad, product.batch * product.out * values.itemsize, held)
+        product = _product(True, indices, input, values, held, window)
+        pixels = 1 if window is None else prod(window.out_size(input.shape[2:]))
+        product.grad = address(grad, product.batch * product.out * pixels * values.itemsize, held)
         product.result = None if grad_input is None else grad_input.data_ptr()
         product.grad_values = None if grad_values is None else grad_values.data_ptr()
         product.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
-        library.multiply(product)
+        _compute(product, input, window)
     return grad_input, grad_values, grad_bias
 
 
-def _product(is_backward: bool, indices: Indices, input: Tensor, values: Tensor, held: list[object]) -> Product:
+def _product(
+    is_backward: bool, indices: Indices, input: Tensor, values: Tensor, held: list[object], window: Window | None
+) -> Product:
     """A product with all that both directions read; its results are still to be set."""
     product = _of(is_backward, indices, held)
-    batch, ins = input.shape
     outs, nnz, real = product.out, product.nnz, values.itemsize
-    if ins != indices.ccol.shape[0] - 1:
-        raise ValueError(f"input must be (batch, {indices.ccol.shape[0] - 1}), got {tuple(input.shape)}.")
+    if window is None:
+        batch, ins = input.shape
+        if ins != indices.ccol.shape[0] - 1:
+            raise ValueError(f"input must be (batch, {indices.ccol.shape[0] - 1}), got {tuple(input.shape)}.")
+        product.x = address(input, batch * ins * real, held)
+        work = batch * (nnz + ins + outs)
+    else:
+        batch = input.shape[0]
+        product.x = address(input, input.numel() * real, held)
+        work = input.numel() + batch * prod(window.out_size(input.shape[2:])) * (nnz + outs)
     product.batch = batch
-    product.x = address(input, batch * ins * real, held)
     product.values = address(values, nnz * real, held)
     product.level, product.real_bytes, product.room, product.sharers = LEVEL, real, ROOM, SHARERS
-    product.threads = library.threads((1 + is_backward) * batch * (nnz + ins + outs))
+    product.threads = library.threads((1 + is_backward) * work)
     return product
+
+
+def _compute(product: Product, input: Tensor, window: Window | None) -> None:
+    if window is None:
+        library.multiply(product)
+        return
+    size = input.shape[2:]
+    out_size, missing = window.out_size(size), 3 - len(size)
+    strides = [1 if length == 1 else stride for length, stride in zip(out_size, window.stride, strict=True)]
+
+    def three(numbers: Iterable[int], rest: int) -> tuple[int, ...]:
+        return (*[rest] * missing, *numbers)
+
+    library.convolve(
+        Convolution(
+            product,
+            window.groups,
+            three(size, 1),
+            three(out_size, 1),
+            three(window.kernel_size, 1),
+            three(strides, 1),
+            three(window.padding, 0),
+            three(window.dilation, 1),
+        )
+    )
 
 
 def _of(is_backward: bool, indices: Indices, held: list[object]) -> Product:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sparsify._src.kernels.window import Window, check_input
 from sparsify._src.native.library import KINDS, has_memory
 from sparsify._src.topology import Indices
 from sparsify._src.torch_private import (
@@ -113,7 +114,7 @@ def is_transformed() -> bool:
     return (top is not None and top.key() != TransformType.Functionalize) or forward_level() >= 0
 
 
-def check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None) -> None:
+def check(indices: Indices, input: Tensor, values: Tensor, window: Window | None = None, **rest: Tensor | None) -> None:
     """Check the arguments of an operator before kernels read their memory; a graph from a file may pass anything.
 
     Args:
@@ -122,9 +123,10 @@ def check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None
         TypeError: a tensor is sparse, nested or quantized, or of a dtype or device that does not fit the others.
         ValueError: a shape does not fit the others.
     """
-    check_width(input, indices)
-    outs, (batch, ins), nnz = len(indices.crow) - 1, input.shape, len(values)
-    shapes = {"input": (batch, ins), "values": (nnz,), "bias": (outs,), "grad": (batch, outs)}
+    check_width(input, indices, window)
+    outs, ins, nnz = len(indices.crow) - 1, len(indices.ccol) - 1, len(values)
+    out_size = () if window is None else window.out_size(input.shape[2:])
+    shapes = {"input": input.shape, "values": (nnz,), "bias": (outs,), "grad": (len(input), outs, *out_size)}
     for name, tensor in {"input": input, "values": values, **rest}.items():
         if tensor is None:
             continue
@@ -144,10 +146,14 @@ def check(indices: Indices, input: Tensor, values: Tensor, **rest: Tensor | None
             raise ValueError(f"{name} must be of shape {(length,)}, got {tuple(index.shape)}.")
 
 
-def check_width(input: Tensor, indices: Indices) -> None:
+def check_width(input: Tensor, indices: Indices, window: Window | None = None) -> None:
     """Check the shape of an operator's input; what is traced has no more to check."""
     ins = indices.ccol.shape[0] - 1
-    if input.dim() != 2 or input.shape[1] != ins:
+    if window is not None:
+        if (indices.crow.shape[0] - 1) % window.groups:
+            raise ValueError(f"window must be of groups that divide the {indices.crow.shape[0] - 1} outputs.")
+        check_input(input, window, ins)
+    elif input.dim() != 2 or input.shape[1] != ins:
         raise ValueError(f"input must be (batch, {ins}), got {tuple(input.shape)}.")
 
 

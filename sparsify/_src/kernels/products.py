@@ -5,16 +5,12 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from sparsify._src.distributed import leave_indices
-from sparsify._src.kernels import native, operands
+from sparsify._src.kernels import computing
+from sparsify._src.kernels.computing import Gradients, Needs
 from sparsify._src.kernels.recorder import record
-from sparsify._src.swap import LOCK
+from sparsify._src.kernels.window import Window
 from sparsify._src.topology import Indices
-
-Needs = tuple[bool, bool, bool]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Purpose(NamedTuple):
@@ -31,22 +27,6 @@ class Purpose(NamedTuple):
 OF_WEIGHT = Purpose()
 
 
-def forward(kernel: ModuleType, input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices) -> Tensor:
-    """`input @ weight.T + bias` by this kernel."""
-    ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)  # torch's own, in compiled graphs too
-    if ddp is not None:
-        leave_indices(ddp)
-    if bias is not None and bias.numel() != indices.crow.numel() - 1:
-        raise ValueError(f"bias must be ({indices.crow.numel() - 1},), got {tuple(bias.shape)}.")
-    input, values, bias = input.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
-    if kernel is native:  # it sees to it by itself that no thread changes what it reads
-        return native.forward(input, values, bias, indices)
-    with LOCK:
-        operands.check_memory(*indices, input, values, bias)
-        result: Tensor = kernel.forward(input, values, bias, indices)
-    return result
-
-
 def backward(
     kernel: ModuleType,
     grad: Tensor,
@@ -55,20 +35,15 @@ def backward(
     indices: Indices,
     needs: Needs,
     purpose: Purpose = OF_WEIGHT,
+    window: Window | None = None,
 ) -> Gradients:
-    """Gradients of input, values and bias by this kernel, None where not needed.
+    """Gradients of input, values and bias by this kernel, None where not needed; recorders keep the operands.
 
     Args:
         purpose: of the gradient of values.
     """
     grad, input = grad.contiguous(), input.contiguous()
-    result: Gradients
-    if kernel is native:
-        result = native.backward(grad, input, values.contiguous(), indices, needs)
-    else:
-        with LOCK:
-            operands.check_memory(*indices, input, values, grad)
-            result = kernel.backward(grad, input, values.contiguous(), indices, needs)
+    result = computing.backward(kernel, grad, input, values, indices, needs, window)
     if needs[1] and purpose.is_weight:
         record(grad, input, indices, purpose.leaf)
     return result
@@ -86,7 +61,8 @@ def differentiate(
     Args:
         product: (input, values, bias, is_weight) -> output.
         gradients: (grad, input, values, needs, is_weight) -> those of input, values and bias.
-        operands: grad (batch, out_features), input (batch, in_features), values (nnz,).
+        operands: grad (batch, out_features), input (batch, in_features), values (nnz,); of a convolution (batch,
+            out_channels, *out_size) and (batch, in_channels, *size).
         needs: whose gradient is needed.
         cotangents: what came back to the gradients of input, values and bias; None for nothing.
     """
@@ -97,7 +73,7 @@ def differentiate(
         if to_input is not None:
             of_grad = product(to_input, values, to_bias, True)
         elif to_bias is not None:
-            of_grad = to_bias.expand_as(grad)
+            of_grad = to_bias.view(-1, *[1] * (grad.dim() - 2)).expand_as(grad)
         if to_values is not None:
             other = product(input, to_values, None, False)
             of_grad = other if of_grad is None else of_grad + other

@@ -9,8 +9,9 @@ from weakref import ReferenceType, WeakSet, finalize, ref
 import torch
 from torch import Tensor, nn
 
-from sparsify._src.kernels.dispatch import kernel_for
+from sparsify._src.kernels.computing import gradient_of_values
 from sparsify._src.kernels.shares import are_near, shares
+from sparsify._src.kernels.window import Window
 from sparsify._src.topology import Indices
 from sparsify._src.torch_private import graph_task, version
 
@@ -23,6 +24,7 @@ class Recorded(Protocol):
 
     values: nn.Parameter
     col: Tensor
+    window: Window | None
     _parameters: dict[str, nn.Parameter | None]
 
     def indices(self) -> Indices:
@@ -44,12 +46,11 @@ class Backward:
     passes: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     sum: int | None = None
 
-    def gradient(self, values: Tensor, indices: Indices) -> Tensor:
+    def gradient(self, values: Tensor, indices: Indices, window: Window | None) -> Tensor:
         """The gradient of the values from this backward pass alone, (nnz,)."""
         total = torch.zeros_like(values, dtype=self.passes[0][0].dtype)
         for grad, input in self.passes:
-            zeros = torch.zeros_like(total)
-            total += kernel_for(zeros).backward(grad, input, zeros, indices, (False, True, False))[1]
+            total += gradient_of_values(grad, input, indices, window)
         return total
 
 
@@ -130,6 +131,8 @@ class Recorder:
     def keep(self, grad: Tensor, input: Tensor, leaf: Tensor | None) -> None:
         """Keep the operands of a product's backward pass, (batch, out_features) and (batch, in_features).
 
+        Those of a convolution are (batch, out_channels, *out_size) and (batch, in_channels, *size).
+
         Args:
             leaf: the tensor whose `grad` the gradient of the values is added to, None where that is not known.
         """
@@ -178,7 +181,7 @@ class Recorder:
     def _total(self, backwards: list[Backward]) -> Tensor:
         """The gradient that these have added up to, (nnz,)."""
         indices, values = self._layer.indices(), self._layer.values.detach()
-        gradients = (backward.gradient(values, indices) for backward in backwards)
+        gradients = (backward.gradient(values, indices, self._layer.window) for backward in backwards)
         return sum(gradients, start=torch.zeros_like(values))
 
 

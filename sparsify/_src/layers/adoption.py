@@ -6,7 +6,8 @@ from torch import nn
 
 OWN = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-    *("swap", "was_copied", "observer", "remarks", "_checked", "transposed", "zero_bias", "resets"),
+    *("in_features", "out_features", "transposed", "zero_bias", "resets"),
+    *("swap", "was_copied", "observer", "remarks", "_checked"),
 }
 """Attributes of a module that do not pass to the one that takes its place."""
 

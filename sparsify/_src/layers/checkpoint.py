@@ -19,11 +19,14 @@ def sparse_layers(state_dict: Mapping[str, Any]) -> list[str]:
     return [prefix for prefix in prefixes if all(prefix + part in state_dict for part in SPARSE)]
 
 
-def read(state_dict: Mapping[str, Any], prefix: str, shape: Shape, transposed: bool) -> dict[str, Tensor]:
+def read(
+    state_dict: Mapping[str, Any], prefix: str, shape: Shape, transposed: bool, weight_shape: tuple[int, ...]
+) -> dict[str, Tensor]:
     """Find and check the weight of the layer of `shape` under `prefix`.
 
     Args:
         transposed: whether a dense weight is (in_features, out_features).
+        weight_shape: of a dense weight.
     Returns:
         {"weight"} (out_features, in_features) of a dense checkpoint, or the `SPARSE` ones, by name without prefix;
         where one of these is missing, none.
@@ -33,7 +36,7 @@ def read(state_dict: Mapping[str, Any], prefix: str, shape: Shape, transposed: b
     found = {name: state_dict[prefix + name] for name in (*SPARSE, "weight") if prefix + name in state_dict}
     try:
         if found.keys() == {"weight"}:
-            return {"weight": _checked_weight(found["weight"], shape, transposed)}
+            return {"weight": _checked_weight(found["weight"], weight_shape, transposed)}
         if not found.keys() >= set(SPARSE):
             return {}
         topology_of(found, "", shape)
@@ -57,12 +60,11 @@ def topology_of(state_dict: Mapping[str, Any], prefix: str, shape: Shape) -> Ten
     return topology.from_csr(crow.resolve_neg(), col.resolve_neg(), shape)
 
 
-def _checked_weight(weight: object, shape: Shape, transposed: bool) -> Tensor:
+def _checked_weight(weight: object, expected: tuple[int, ...], transposed: bool) -> Tensor:
     """A dense weight as (out_features, in_features)."""
     if not isinstance(weight, Tensor):
         raise ValueError(f"weight must be a tensor, got {type(weight).__name__}.")
-    expected = shape[::-1] if transposed else shape
     if tuple(weight.shape) != expected:
         raise ValueError(f"weight must be {expected}, got {tuple(weight.shape)}.")
     vectors.check_vector("weight", weight.flatten() if weight.layout == torch.strided else weight, DTYPES)
-    return weight.detach().t() if transposed else weight.detach()
+    return weight.detach().t() if transposed else weight.detach().flatten(1)

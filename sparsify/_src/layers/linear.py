@@ -1,32 +1,22 @@
 """`SparseLinear`: an nn.Linear that holds its connections only."""
 
 import copy
-from collections.abc import Iterable
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch.fx import Proxy
 
-from sparsify._src import kernels, lazy, topology, vectors
+from sparsify._src import kernels, topology
 from sparsify._src.checks import check_density
 from sparsify._src.layers.adoption import adopt
-from sparsify._src.layers.from_dense import choose_connections, take_values
 from sparsify._src.layers.initialization import drawn, drawn_generator
 from sparsify._src.layers.inputs import checked_input
-from sparsify._src.layers.layer import SparseLayer
-from sparsify._src.layers.resetting import prepare_reset
-from sparsify._src.layers.tracing import as_leaf
-from sparsify._src.swap import Change, Swap
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Indices, Shape
 
-if TYPE_CHECKING:
-    from torch_sparse import SparseTensor
 
-
-class SparseLinear(SparseLayer):
+class SparseLinear(SparseMap):
     """A linear layer whose weight is a `torch_sparse.SparseTensor`: y = x W^T + b, over its connections alone.
 
     The topology lives in the buffers `crow` and `col` (row-major, sorted, unique), so `.to()`, `state_dict()` and
@@ -62,9 +52,6 @@ class SparseLinear(SparseLayer):
         (torch.Size([32, 300]), torch.Size([23520]))
     """
 
-    bias: nn.Parameter | None
-    zero_bias: bool = False
-
     def __init__(
         self,
         in_features: int,
@@ -85,10 +72,6 @@ class SparseLinear(SparseLayer):
         values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
         offsets = None if offset is None else nn.Parameter(offset.to(values))
         self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
-
-    def _assemble(self, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None) -> None:
-        super().__init__(shape, flat, values)
-        self.register_parameter("bias", bias)
 
     @classmethod
     def from_topology(
@@ -137,86 +120,7 @@ class SparseLinear(SparseLayer):
             TypeError: density is not a number, with another start.
         Source: Mocanu et al. 2018 (random Erdős-Rényi start).
         """
-        if start not in ("random", "magnitude", "nonzero"):
-            raise ValueError(f'start must be "random" or "magnitude", or "nonzero" without a density, got {start!r}.')
-        if start == "nonzero":
-            if linear.weight.is_meta:
-                raise ValueError(
-                    'start must be "random" for a layer on the meta device, got "nonzero": it has no values.'
-                )
-            if density is not None:
-                raise ValueError(f'density must not be given where start is "nonzero", got {density!r}.')
-            return cls.replacing(linear, vectors.positions((linear.weight.detach() != 0).flatten()))
-        if density is None:
-            raise TypeError('density must be given, unless start is "nonzero".')
-        nnz = topology.connection_count(check_density(density), (linear.out_features, linear.in_features))
-        return cls.replacing(linear, nnz, start=start, generator=generator)
-
-    @classmethod
-    def replacing(
-        cls,
-        linear: nn.Linear,
-        connections: int | Tensor,
-        *,
-        start: Literal["random", "magnitude"] = "random",
-        generator: torch.Generator | None = None,
-    ) -> "SparseLinear":
-        """As `from_linear`, with so many connections, or at these: sorted, unique flat indices (nnz,) int64."""
-        scale = 1.0
-        if isinstance(connections, int):
-            connections, scale = choose_connections(linear, connections, start, generator)
-        values, bias = take_values(linear, connections, scale, generator)
-        layer = cls.from_topology(
-            (linear.out_features, linear.in_features), connections.to(values.device), values, bias
-        )
-        layer.values.requires_grad_(linear.weight.requires_grad)
-        if linear.weight.grad is not None:
-            layer.values.grad = linear.weight.grad.flatten()[connections.to(values.device)]
-        adopt(layer, linear)
-        return layer
-
-    def reset_parameters(self) -> None:
-        """Start anew: as many connections as now at other random places, with values and bias as of a new layer.
-
-        What is random follows torch's global generator. Gradients become None. The optimizer that trains the layer
-        starts the state of `values` and `bias` afresh when it next steps, and evolution goes on where its schedule is.
-
-        Raises:
-            ValueError: values or bias is no parameter of the layer's own. Nothing is changed.
-        """
-        Swap(self.prepare_reset(), [self]).commit()
-
-    def prepare_reset(self) -> list[Change]:
-        """Prepare what `reset_parameters` does: see `resetting`."""
-        return prepare_reset(self, self.zero_bias)
-
-    def __dir__(self) -> Iterable[str]:
-        """Without `weight` where torch-sparse is missing: torch.jit.trace, for one, reads all that is named here."""
-        return [name for name in super().__dir__() if name != "weight" or lazy.is_importable()]  # type: ignore[no-untyped-call]
-
-    @property
-    def weight(self) -> "SparseTensor":
-        """The weight as a `torch_sparse.SparseTensor` (out_features, in_features), attached to autograd.
-
-        Raises:
-            ImportError: torch-sparse and torch-scatter are not both installed, or not built for this torch.
-        """
-        return lazy.sparse_tensor(self.values, self.indices(), self.shape)
-
-    @weight.setter
-    def weight(self, weight: "SparseTensor") -> None:
-        """Accept the layer's own weight, as PEFT sets it when it unwraps a layer, and nothing else."""
-        if not lazy.is_sparse_tensor(weight) or weight.storage.value() is not self.values:
-            raise AttributeError(
-                f"weight must be the layer's own, got another {type(weight).__name__}. Write into `values`, or load a "
-                "state dict for another topology."
-            )
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (*, in_features) to (*, out_features)."""
-        if isinstance(input, Proxy):
-            return as_leaf(self, input)
-        return self.consistently(partial(self._map, input))
+        return cls._from_dense(linear, density, start, generator)
 
     def _map(self, input: Tensor, indices: Indices) -> Tensor:
         parameters = self._parameters  # to ask nn.Module for these takes half a microsecond each
@@ -235,6 +139,19 @@ class SparseLinear(SparseLayer):
         linear.register_parameter("bias", copy.deepcopy(self.bias))
         adopt(linear, self)
         return linear
+
+    def to_module(self) -> nn.Module:
+        """`to_linear`, or the Conv1D of Hugging Face's in whose place the layer is."""
+        linear = self.to_linear()
+        if not self.transposed:
+            return linear
+        from transformers.pytorch_utils import Conv1D
+
+        dense: nn.Module = Conv1D(self.out_features, self.in_features)  # type: ignore[no-untyped-call]
+        dense.weight = nn.Parameter(linear.weight.detach().t().contiguous(), linear.weight.requires_grad)
+        dense.bias = linear.bias
+        adopt(dense, self)
+        return dense
 
     def extra_repr(self) -> str:
         """What repr() shows."""

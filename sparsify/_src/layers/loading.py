@@ -35,7 +35,7 @@ def take_over(
     weights, errors = [], []
     for prefix, layer in layers:
         try:
-            if found := checkpoint.read(state_dict, prefix, layer.shape, layer.transposed):
+            if found := checkpoint.read(state_dict, prefix, layer.shape, layer.transposed, layer.weight_shape):
                 weights.append((layer, found, _prepare_weight(layer, found)))
         except ValueError as error:
             errors.append(str(error))

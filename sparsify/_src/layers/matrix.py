@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsify._src import topology, vectors
 from sparsify._src.kernels.operands import is_traced
+from sparsify._src.kernels.window import Window
 from sparsify._src.layers import overwriting
 from sparsify._src.layers.checked import Checked
 from sparsify._src.layers.remarks import Remarks
@@ -51,6 +52,7 @@ class SparseMatrix(nn.Module):
     csc_row: Tensor
     csc_order: Tensor
     transposed: bool = False
+    window: Window | None = None
     resets: int = 0
     was_copied: bool = False
     observer: Observer | None = None
@@ -79,6 +81,16 @@ class SparseMatrix(nn.Module):
     def shape(self) -> Shape:
         """(out_features, in_features)."""
         return self.out_features, self.in_features
+
+    @property
+    def shape_by_taps(self) -> tuple[int, ...]:
+        """The same, or of a convolution (out_channels, in_channels / groups, *kernel_size)."""
+        return self.shape if self.window is None else self.window.weight_shape(self.shape)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """That of the dense layer's weight."""
+        return self.shape[::-1] if self.transposed else self.shape_by_taps
 
     @property
     def nnz(self) -> int:
@@ -198,7 +210,10 @@ class SparseMatrix(nn.Module):
         self._checked = Checked(indices, writes(*indices), digest)
 
     def to_dense(self) -> Tensor:
-        """The weight as a dense tensor (out_features, in_features); attached to autograd."""
+        """The weight as a dense tensor (out_features, in_features); attached to autograd.
+
+        That of a convolution is (out_channels, in_channels / groups * taps).
+        """
         dense = self.values.new_zeros(self.out_features * self.in_features)
         return dense.index_put((self.flat(),), self.values).view(self.out_features, self.in_features)
 

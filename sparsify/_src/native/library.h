@@ -39,4 +39,14 @@ typedef struct {
   bool is_backward;
 } product;
 
+// One call of sparsify_convolution. `linear` says all that a convolution shares with a linear map: its weight is (out,
+// in) with a column for each channel of a group and each tap, channel * taps + tap. `x` is (batch, channels, pixels) and
+// y (batch, out, pixels) with other pixels; each has three dimensions, of which some may be 1.
+typedef struct {
+  product linear;
+  int64_t groups;
+  int64_t size[3], out_size[3];  // of x and of y
+  int64_t kernel[3], stride[3], padding[3], dilation[3];
+} convolution;
+
 #endif

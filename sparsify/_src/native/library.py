@@ -48,6 +48,16 @@ class Product(ctypes.Structure):
     )
 
 
+class Convolution(ctypes.Structure):
+    """What `sparsify_convolution` computes: `convolution` of native/library.h."""
+
+    _fields_ = (
+        ("linear", Product),
+        ("groups", ctypes.c_int64),
+        *((n, ctypes.c_int64 * 3) for n in ("size", "out_size", "kernel", "stride", "padding", "dilation")),
+    )
+
+
 def _load() -> ctypes.CDLL | None:
     """The library; None where it was not built (no C compiler when sparsify was installed).
 
@@ -59,13 +69,14 @@ def _load() -> ctypes.CDLL | None:
         return None
     library = _opened(found.origin)
     number, threads, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
-    product_size = getattr(library, "sparsify_product_size", None)
-    if product_size is None or product_size() != ctypes.sizeof(Product):
+    sizes = {"sparsify_product_size": Product, "sparsify_convolution_size": Convolution}
+    if any(getattr(library, name, int)() != ctypes.sizeof(kind) for name, kind in sizes.items()):
         raise ImportError(
             f"the compiled library {found.origin} must be of the same version as sparsify's Python files, got one of "
             "another: reinstall sparsify, so that it is compiled again."
         )
     library.sparsify_linear.argtypes = [ctypes.POINTER(Product)]
+    library.sparsify_convolution.argtypes = [ctypes.POINTER(Convolution)]
     for bits in "32", "64":
         getattr(library, f"sparsify_lowest_{bits}").argtypes = [pointer, number, number, pointer]
         getattr(library, f"sparsify_flat_{bits}").argtypes = [pointer, pointer, *[number] * 3, threads, pointer]
@@ -122,6 +133,13 @@ def multiply(product: Product) -> None:
     status = LIBRARY.sparsify_linear(product)  # type: ignore[union-attr]  # who calls this has looked
     if status:
         _fail("sparsify_linear", status)
+
+
+def convolve(convolution: Convolution) -> None:
+    """Compute a convolution; errors as of `call`."""
+    status = LIBRARY.sparsify_convolution(convolution)  # type: ignore[union-attr]  # who calls this has looked
+    if status:
+        _fail("sparsify_convolution", status)
 
 
 def _fail(name: str, status: int) -> NoReturn:

@@ -56,32 +56,15 @@
 // Errors. A function returns DONE, NO_MEMORY or OUTSIDE (library.h), and library.py raises. Threads go on to the end of
 // the parallel region and join their statuses. Nothing is printed, and results are then left half written.
 
-#define _GNU_SOURCE
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "library.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-#define PASTE2(a, b, c, d) a##_##b##_##c##_##d
-#define PASTE(a, b, c, d) PASTE2(a, b, c, d)
-#define NAME(x) PASTE(x, REAL, INDEX, ISA)
-
-// Holds a vector in a register: GCC would load it again for each use, and loads are what the backward pass waits for.
-#if defined(__x86_64__)
-#define IN_REGISTER(v) __asm__("" : "+v"(v))
-#elif defined(__aarch64__)
-#define IN_REGISTER(v) __asm__("" : "+w"(v))
-#else
-#define IN_REGISTER(v)
-#endif
+#include "memory.h"
+#include "vectors.h"
 
 enum {
   TILE = 32,             // rows of the result that are transposed back together
   AHEAD = 24,            // connections from one that is used backward to one whose values are fetched
-  KEPT = 16 << 20,       // bytes of scratch that a thread keeps between calls
   MOST_PANEL = 64 << 20  // bytes of a panel, however many features there are
 };
 
@@ -94,55 +77,6 @@ typedef struct {
   const void *panel;
   void *partial, *reached, *weights, *dot_sums;
 } block;
-
-// Products read indices, and `sparsify_put` writes them: never at the same time, in whichever threads they run.
-#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
-#define UNLOCKED PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP  // who reads on and on must not keep a writer out
-#else
-#define UNLOCKED PTHREAD_RWLOCK_INITIALIZER
-#endif
-static pthread_rwlock_t indices_lock = UNLOCKED;
-static void unlocked(void) {
-  static const pthread_rwlock_t fresh = UNLOCKED;
-  indices_lock = fresh;
-}
-
-static void *allocate(int64_t bytes) { return aligned_alloc(64, (size_t)(bytes + 127) / 64 * 64); }
-
-// A buffer of this thread that lives as long as it: to get fresh pages from the system for each call costs more than a
-// small product. It never shrinks, but what is larger than KEPT is given back after the call.
-typedef struct {
-  int64_t bytes;
-  void *memory;
-} scratch;
-static pthread_key_t scratch_key;
-static void scratch_free(void *own) {
-  free(((scratch *)own)->memory);
-  free(own);
-}
-__attribute__((constructor)) static void begin(void) {
-  pthread_key_create(&scratch_key, scratch_free);
-  pthread_atfork(NULL, NULL, unlocked);  // a child has one thread, which is in no product
-}
-static scratch *scratch_get(int64_t bytes) {
-  scratch *own = pthread_getspecific(scratch_key);
-  if (!own) {
-    own = calloc(1, sizeof *own);
-    if (!own || pthread_setspecific(scratch_key, own)) return free(own), NULL;
-  }
-  if (own->bytes < bytes) {
-    free(own->memory);
-    own->memory = allocate(bytes);
-    own->bytes = own->memory ? bytes : 0;
-  }
-  return own->memory ? own : NULL;
-}
-static void scratch_give_back(scratch *own) {
-  if (!own || own->bytes <= KEPT) return;
-  free(own->memory);
-  own->memory = NULL;
-  own->bytes = 0;
-}
 
 // Vectors a panel is wide, of 1, 2, 4, 8: no more than `most` and than the batch fills.
 static int panel_vectors(int64_t batch, int lanes, int most) {
@@ -165,44 +99,8 @@ static int64_t block_count(int64_t room, int64_t rows, int64_t features, int64_t
   return blocks < most ? blocks : most > 1 ? most : 1;
 }
 
-#define ISA base
-#define BYTES 16
-#define MOST_VECTORS 4
-#include "product_body.h"
-#undef ISA
-#undef BYTES
-
-#ifdef __x86_64__
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#define ISA avx2
-#define BYTES 32
-#include "product_body.h"
-#undef ISA
-#undef BYTES
-#undef MOST_VECTORS
-#ifdef __clang__
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,fma")
-#endif
-#define ISA avx512
-#define BYTES 64
-#define MOST_VECTORS 8
-#include "product_body.h"
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
+#define BODY "product_body.h"
+#include "each_isa.h"
 
 #if defined(__x86_64__)
 #define LEVELS 3
@@ -231,16 +129,8 @@ int sparsify_linear(const product *p) {
       {FORMS(float, int32_t), FORMS(float, int64_t)}, {FORMS(double, int32_t), FORMS(double, int64_t)}};
   const bool fits_half_a_vector = p->batch * p->real_bytes <= 32;
   const int level = p->level == 2 && fits_half_a_vector ? 1 : p->level;
-  pthread_rwlock_rdlock(&indices_lock);
+  indices_hold();
   const int status = forms[p->real_bytes == 8][p->index_bytes == 8][level](p);
-  pthread_rwlock_unlock(&indices_lock);
+  indices_release();
   return status;
-}
-
-// Copies `count` arrays, one after the other in one go: no product sees some of them old and some new.
-int sparsify_put(int64_t count, void *const *to, const void *const *from, const int64_t *bytes) {
-  pthread_rwlock_wrlock(&indices_lock);
-  for (int64_t i = 0; i < count; i++) memcpy(to[i], from[i], (size_t)bytes[i]);
-  pthread_rwlock_unlock(&indices_lock);
-  return DONE;
 }

@@ -22,60 +22,11 @@
 #undef INDEX
 #else
 
-#define VECTOR NAME(vector)
-#define LANES ((int)(BYTES / sizeof(REAL)))
-typedef REAL VECTOR __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+#include "vectors_body.h"
 
 // Chains of sums forward where panels are four vectors wide, or would be if there were fewer threads. Each panel of a
 // batch has as many, narrow ones too: a result must not depend on how the batch is cut.
 #define WIDE_CHAINS (BYTES == 64 ? 1 : 2)
-
-#if BYTES == 2 * REAL_BYTES
-#define LOW 0, 2
-#define HIGH 1, 3
-#elif BYTES == 4 * REAL_BYTES
-#define LOW 0, 4, 1, 5
-#define HIGH 2, 6, 3, 7
-#elif BYTES == 8 * REAL_BYTES
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#endif
-
-// Lanes of a and b in turn: those of their lower halves, or of their higher.
-#ifdef __clang__
-INLINE VECTOR NAME(low)(VECTOR a, VECTOR b) { return __builtin_shufflevector(a, b, LOW); }
-INLINE VECTOR NAME(high)(VECTOR a, VECTOR b) { return __builtin_shufflevector(a, b, HIGH); }
-#else
-#if REAL_BYTES == 4
-typedef int32_t NAME(lanes) __attribute__((vector_size(BYTES)));
-#else
-typedef int64_t NAME(lanes) __attribute__((vector_size(BYTES)));
-#endif
-INLINE VECTOR NAME(low)(VECTOR a, VECTOR b) { return __builtin_shuffle(a, b, (NAME(lanes)){LOW}); }
-INLINE VECTOR NAME(high)(VECTOR a, VECTOR b) { return __builtin_shuffle(a, b, (NAME(lanes)){HIGH}); }
-#endif
-
-// r[i] lane j <-> r[j] lane i
-INLINE void NAME(transpose)(VECTOR *r) {
-  VECTOR t[LANES];
-  UNROLL for (int step = 1; step < LANES; step *= 2) {
-    UNROLL for (int i = 0; i < LANES / 2; i++) {
-      t[2 * i] = NAME(low)(r[i], r[i + LANES / 2]);
-      t[2 * i + 1] = NAME(high)(r[i], r[i + LANES / 2]);
-    }
-    UNROLL for (int i = 0; i < LANES; i++) r[i] = t[i];
-  }
-}
-
-// lane i of the result: the sum of the lanes of r[i]
-INLINE VECTOR NAME(sums)(VECTOR *r) {
-  UNROLL for (int half = LANES / 2; half > 0; half /= 2)
-    UNROLL for (int i = 0; i < half; i++) r[i] = NAME(low)(r[i], r[i + half]) + NAME(high)(r[i], r[i + half]);
-  return r[0];
-}
 
 // The row where share k of all begins: a multiple of TILE. Rows count a little, so that empty ones are split too.
 static int64_t NAME(share)(const INDEX *starts, int64_t rows, int64_t k, int64_t all) {
@@ -444,7 +395,7 @@ static int NAME(run)(const product *p) {
     const int64_t reached_bytes = blocks > 1 ? ((last - first) * sizeof(INDEX) + 63) / 64 * 64 : 0;
     const int64_t met = is_backward && is_sound && panels > 1 ? starts[last] - starts[first] : 0;
     const int64_t met_bytes = (met + LANES * blocks) * REAL_BYTES;
-    scratch *memory = scratch_get(own_panels + partial_bytes + reached_bytes + 2 * met_bytes);
+    scratch *memory = scratch_get(OWN, own_panels + partial_bytes + reached_bytes + 2 * met_bytes);
     status = !memory ? NO_MEMORY : is_sound ? DONE : OUTSIDE;
     char *panel = memory ? memory->memory : NULL, *partial = panel + own_panels, *reached = partial + partial_bytes;
     char *weights = reached + reached_bytes, *dot_sums = weights + met_bytes;
@@ -502,9 +453,9 @@ static int NAME(run)(const product *p) {
   }
   return status;
 }
+#undef WIDE_CHAINS
 #undef VECTOR
 #undef LANES
-#undef WIDE_CHAINS
 #undef LOW
 #undef HIGH
 #endif

@@ -13,7 +13,7 @@ from sparsify._src.distributed import Ranks
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.layer_view import Passes
 from sparsify._src.evolution.update import Update
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.training.evolved_layers import EvolvedLayer
 from sparsify._src.training.explored import Explored
 from sparsify._src.training.optimizer_state import Kept
@@ -52,7 +52,7 @@ def tell(ranks: Ranks, own: dict[str, Any], device: torch.device) -> list[dict[s
 
 
 def tell_standing(
-    ranks: Ranks, layers: Mapping[str, SparseLinear], progress: Progress, own: dict[str, Any]
+    ranks: Ranks, layers: Mapping[str, SparseMap], progress: Progress, own: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """What each rank says: `own`, and where it stands in short hashes, which must be the same.
 
@@ -98,7 +98,7 @@ def begin_alike(
         progress.explored = {name: Explored(layer.flat(), layer.shape) for name, layer in layers.items()}
 
 
-def device_of(layers: Mapping[str, SparseLinear]) -> torch.device:
+def device_of(layers: Mapping[str, SparseMap]) -> torch.device:
     """Where the first of these layers is."""
     return next(iter(layers.values())).values.device
 
@@ -152,7 +152,7 @@ def check_counts_stay(algorithm: Evolution, updates: Iterable[Update]) -> None:
 
 def agree_who_evolves(
     ranks: Ranks,
-    layers: Mapping[str, SparseLinear],
+    layers: Mapping[str, SparseMap],
     progress: Progress,
     ready: set[str],
     gradients: Mapping[str, tuple[Tensor, Passes]],
@@ -173,10 +173,13 @@ def agree_who_evolves(
     return found
 
 
-def _no_pass(layer: SparseLinear) -> tuple[Tensor, Tensor]:
+def _no_pass(layer: SparseMap) -> tuple[Tensor, Tensor]:
     """The operands of a backward pass that adds nothing, for a rank that had none."""
-    zeros = layer.values.detach().new_zeros
-    return zeros(1, layer.out_features), zeros(1, layer.in_features)
+    zeros, window = layer.values.detach().new_zeros, layer.window
+    if window is None:
+        return zeros(1, layer.out_features), zeros(1, layer.in_features)
+    input = zeros(1, window.in_channels(layer.in_features), *window.extent)
+    return zeros(1, layer.out_features, *window.out_size(input.shape[2:])), input
 
 
 def _equals_a_copy(value: object) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Digest
 
 NO_TOPOLOGY = (0, 0)
@@ -23,13 +23,13 @@ class EvolvedLayer:
     """
 
     name: str
-    layer: SparseLinear
+    layer: SparseMap
     values: nn.Parameter
     topology: Digest
     resets: int
 
     @classmethod
-    def of(cls, name: str, layer: SparseLinear) -> "EvolvedLayer":
+    def of(cls, name: str, layer: SparseMap) -> "EvolvedLayer":
         """One whose buffers belong to the topology that is there."""
         return cls(name, layer, layer.values, layer.digest, layer.resets)
 

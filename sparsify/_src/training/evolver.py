@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from sparsify._src.distributed import Ranks
 from sparsify._src.evolution.layer_view import needs_gradient
 from sparsify._src.layers import averaging
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.swap import Swap, leaving_grad_mode, settle
 from sparsify._src.training import evolver_state, replaced_topologies
 from sparsify._src.training.agreement import agree_who_evolves, begin_alike
@@ -53,7 +53,7 @@ class Evolver:
     def __init__(
         self,
         optimizer: Optimizer,
-        layers: Mapping[str, SparseLinear],
+        layers: Mapping[str, SparseMap],
         choices: Choices,
         targets: Mapping[str, int],
     ) -> None:
@@ -72,7 +72,7 @@ class Evolver:
         self._reached: set[str] = set()
 
     @property
-    def layers(self) -> dict[str, SparseLinear]:
+    def layers(self) -> dict[str, SparseMap]:
         """The layers by name."""
         return {name: each.layer for name, each in self.evolved.items()}
 

@@ -18,7 +18,7 @@ from sparsify._src.evolution.update import Update
 from sparsify._src.kernels.operands import is_direct
 from sparsify._src.layers import averaging, copies, registry
 from sparsify._src.layers.checked import Checked
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.layers.matrix import SparseMatrix
 from sparsify._src.layers.samples import ALIKE, Sample, Samples, at, compare, is_share, spread
 from sparsify._src.swap import Change
@@ -121,7 +121,7 @@ class ForeignWrites:
         layers: name -> layer.
     """
 
-    def __init__(self, layers: Mapping[str, SparseLinear]) -> None:
+    def __init__(self, layers: Mapping[str, SparseMap]) -> None:
         self.layers = dict(layers)
         self._varied = [(name, layer, layer._checked) for name, layer in layers.items() if _varies(layer.values)]
         copies.forget(layers.values())

@@ -56,4 +56,7 @@ def layer_view(
     """What the rules may see of `layer`."""
     flat, values = layer.flat(), layer.values.detach()
     survives = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    return LayerView(name, layer.shape, flat, values, survives, generator, gradient, passes, sum_over_ranks)
+    window = layer.window
+    return LayerView(
+        name, layer.shape, flat, values, survives, generator, gradient, passes, sum_over_ranks, window=window
+    )

@@ -14,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from sparsify._src.distributed import Ranks
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.grown_values import GrownValues, Named
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.swap import leaving_grad_mode
 from sparsify._src.torch_private import find_parameters
 from sparsify._src.training import evolver_state, holders, optimizer_loading, optimizer_state
@@ -63,7 +63,7 @@ class SparseOptimizer(wrapt.ObjectProxy, metaclass=Shown):  # type: ignore[type-
     def __init__(
         self,
         optimizer: Optimizer,
-        layers: Mapping[str, SparseLinear],
+        layers: Mapping[str, SparseMap],
         evolution: Evolution,
         *,
         grown_values: GrownValues | Named = "zero",
@@ -190,7 +190,7 @@ class SparseOptimizer(wrapt.ObjectProxy, metaclass=Shown):  # type: ignore[type-
         evolver.load_state_dict(own, plain)
 
     def _self_go_on(
-        self, layers: Mapping[str, SparseLinear], choices: Choices, targets: Mapping[str, int], undo: ExitStack
+        self, layers: Mapping[str, SparseMap], choices: Choices, targets: Mapping[str, int], undo: ExitStack
     ) -> None:
         """Evolve these layers by another algorithm, as the same object: schedulers and trainers hold it."""
         old, new = self._self_evolver, Evolver(self.__wrapped__, layers, choices, targets)

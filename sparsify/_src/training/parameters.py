@@ -6,11 +6,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparsify._src.distributed import SHARDED
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.native.library import has_memory
 
 
-def check_unchanged(layers: Mapping[str, SparseLinear], parameters: Mapping[str, nn.Parameter]) -> None:
+def check_unchanged(layers: Mapping[str, SparseMap], parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise unless the values of every layer are still the parameter that they were."""
     for name, layer in layers.items():
         values = layer._parameters.get("values")
@@ -26,7 +26,7 @@ def check_unchanged(layers: Mapping[str, SparseLinear], parameters: Mapping[str,
             raise ValueError(f"values must be in memory, got those of layer {name!r} without: its storage was freed.")
 
 
-def check_held(optimizer: Optimizer, layers: Mapping[str, SparseLinear]) -> None:
+def check_held(optimizer: Optimizer, layers: Mapping[str, SparseMap]) -> None:
     """Raise unless `optimizer` holds the values of every layer, whole."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers.items():

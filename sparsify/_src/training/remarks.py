@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from weakref import WeakSet
 
 from sparsify._src.evolution.evolution import Evolution
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.training.progress import Progress, Record
 from sparsify._src.warning import warn
 
@@ -24,7 +24,7 @@ class Remarks:
     """
 
     def __init__(
-        self, algorithm: Evolution, progress: Progress, steps: int | None, layers: Mapping[str, SparseLinear]
+        self, algorithm: Evolution, progress: Progress, steps: int | None, layers: Mapping[str, SparseMap]
     ) -> None:
         self.algorithm, self.progress, self.layers = algorithm, progress, WeakSet(layers.values())
         self.steps = steps

@@ -13,7 +13,7 @@ from sparsify._src.evolution.growth import uniformly
 from sparsify._src.evolution.scopes import lowest_of_each_sign
 from sparsify._src.evolution.update import Update, propose_update
 from sparsify._src.layers import averaging
-from sparsify._src.layers.linear import SparseLinear
+from sparsify._src.layers.map import SparseMap
 from sparsify._src.swap import Change, Swap, Swapped, leaving_grad_mode
 from sparsify._src.training import holders
 from sparsify._src.training.evolving import prepare_evolved
@@ -55,9 +55,9 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Tr
     for each in given:
         if not holders.is_optimizer(each):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(each).__name__}.")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseMap)}
     if not layers:
-        raise ValueError("model must hold a SparseLinear, got none. Make it sparse first: sparsify(model, ...).")
+        raise ValueError("model must hold a SparseMap, got none. Make it sparse first: sparsify(model, ...).")
     evolvers = [each._self_evolver for each in given if isinstance(each, SparseOptimizer)]
     for evolver in evolvers:
         evolver.make_whole()
@@ -84,7 +84,7 @@ def _kept(optimizer: Any) -> Kept:
     return optimizer._self_evolver.optimizers.kept() if isinstance(optimizer, SparseOptimizer) else Kept(optimizer)
 
 
-def _trimmed(name: str, layer: SparseLinear, drop_fraction: float) -> Update:
+def _trimmed(name: str, layer: SparseMap, drop_fraction: float) -> Update:
     seen = layer_view(name, layer, vectors.generator())
     dropped = lowest_of_each_sign(seen.values, magnitude(seen), drop_fraction)
     return propose_update(seen, dropped, 0, uniformly)

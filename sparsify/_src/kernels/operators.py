@@ -1,0 +1,182 @@
+"""The sparse product and its gradients as operators that PyTorch's tools can trace."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsify._src.kernels import computing, native, operands, products
+from sparsify._src.kernels.dispatch import kernel_for
+from sparsify._src.kernels.window import Window
+from sparsify._src.topology import Indices
+from sparsify._src.torch_private import keep_whole, register_decomposition
+
+
+def _check(indices: Indices, input: Tensor, values: Tensor, window: Window | None, **rest: Tensor | None) -> None:
+    """Check what an operator is given: a layer knows its own indices, a graph that came out of a file does not."""
+    operands.check(indices, input, values, window, **rest)
+    # Native kernels look themselves; and to look at CUDA's indices would be to wait for them.
+    if values.is_cpu and kernel_for(values) is not native:
+        operands.check_range(indices)
+
+
+def _forward(
+    input: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], window: Window | None
+) -> Tensor:
+    operands.refuse_tangents(input, values, bias)
+    input, values, bias, *index = operands.plain((input, values, bias, *index))
+    indices = Indices(*index)
+    _check(indices, input, values, window, bias=bias)
+    return computing.forward(kernel_for(values), input, values, bias, indices, window)
+
+
+@torch.library.custom_op("sparsify::linear", mutates_args=())
+def linear(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    ccol: Tensor,
+    csc_row: Tensor,
+    csc_order: Tensor,
+) -> Tensor:
+    """`input @ weight.T + bias`."""
+    return _forward(input, values, bias, (crow, col, ccol, csc_row, csc_order), None)
+
+
+@torch.library.custom_op("sparsify::convolution", mutates_args=())
+def convolution(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    ccol: Tensor,
+    csc_row: Tensor,
+    csc_order: Tensor,
+    window: Sequence[int],
+) -> Tensor:
+    """The convolution; `window` are the numbers of a `Window`."""
+    return _forward(input, values, bias, (crow, col, ccol, csc_row, csc_order), Window.of(window))
+
+
+def product(
+    input: Tensor, values: Tensor, bias: Tensor | None, indices: Sequence[Tensor], window: Window | None
+) -> Any:
+    """The operator: `linear`, or where there is a window, `convolution`."""
+    if window is None:
+        return linear(input, values, bias, *indices)
+    return convolution(input, values, bias, *indices, window.numbers)
+
+
+@linear.register_fake
+def _(input: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
+    keep_whole(torch.ops.sparsify.linear.default)
+    indices = Indices(*index)
+    operands.check_width(input, indices)
+    return input.new_empty(input.shape[0], indices.crow.shape[0] - 1)
+
+
+@convolution.register_fake
+def _(input: Tensor, values: Tensor, bias: Tensor | None, *index_and_window: Any) -> Tensor:
+    keep_whole(torch.ops.sparsify.convolution.default)
+    *index, numbers = index_and_window
+    indices, window = Indices(*index), Window.of(numbers)
+    operands.check_width(input, indices, window)
+    return input.new_empty(input.shape[0], indices.crow.shape[0] - 1, *window.out_size(input.shape[2:]))
+
+
+def by_dense_weight(
+    input: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], window: Window | None
+) -> Tensor:
+    """The product in ATen's operators, for exporters that know no other, such as torch.onnx's."""
+    indices = Indices(*index)
+    row = indices.csc_row.scatter(0, indices.csc_order.long(), indices.csc_row)
+    weight = values.new_zeros(indices.crow.shape[0] - 1, indices.ccol.shape[0] - 1)
+    weight = weight.index_put((row.long(), indices.col.long()), values)
+    return F.linear(input, weight, bias) if window is None else window.dense(input, weight, bias)
+
+
+@register_decomposition(torch.ops.sparsify.linear.default)
+def _linear_by_dense_weight(input: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
+    return by_dense_weight(input, values, bias, index, None)
+
+
+@register_decomposition(torch.ops.sparsify.convolution.default)
+def _convolution_by_dense_weight(input: Tensor, values: Tensor, bias: Tensor | None, *index_and_window: Any) -> Tensor:
+    *index, numbers = index_and_window
+    return by_dense_weight(input, values, bias, index, Window.of(numbers))
+
+
+def _backward(
+    grad: Tensor,
+    input: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    needs: Sequence[bool],
+    window: Window | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    operands.refuse_tangents(grad, input, values)
+    grad, input, values, *index = operands.plain((grad, input, values, *index))
+    indices = Indices(*index)
+    _check(indices, input, values, window, grad=grad)
+    first, second, third = needs
+    given = kernel_for(values), grad, input, values, indices, (first, second, third)
+    found = products.backward(*given, window=window)
+    of_input, of_values, of_bias = (grad.new_empty(0) if gradient is None else gradient for gradient in found)
+    return of_input, of_values, of_bias
+
+
+_BACKWARD = (
+    "(Tensor grad, Tensor input, Tensor values, Tensor crow, Tensor col, Tensor ccol, Tensor csc_row, "
+    "Tensor csc_order, bool[] needs{}) -> (Tensor, Tensor, Tensor)"  # torch 2.5 cannot read list[bool]
+)
+
+
+@torch.library.custom_op("sparsify::linear_backward", mutates_args=(), schema=_BACKWARD.format(""))
+def linear_backward(grad: Tensor, input: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, values and bias, empty where not needed."""
+    *index, needs = rest
+    return _backward(grad, input, values, index, needs, None)
+
+
+@torch.library.custom_op("sparsify::convolution_backward", mutates_args=(), schema=_BACKWARD.format(", int[] window"))
+def convolution_backward(grad: Tensor, input: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a convolution."""
+    *index, needs, numbers = rest
+    return _backward(grad, input, values, index, needs, Window.of(numbers))
+
+
+@linear_backward.register_fake
+def _(grad: Tensor, input: Tensor, values: Tensor, *indices_and_needs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(grad, input, values, indices_and_needs[-1])
+
+
+@convolution_backward.register_fake
+def _(grad: Tensor, input: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(grad, input, values, rest[-2])
+
+
+def _empty_gradients(
+    grad: Tensor, input: Tensor, values: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    full = input.shape, values.shape, grad.shape[1:2]
+    shapes = [shape if need else (0,) for shape, need in zip(full, needs, strict=True)]
+    return grad.new_empty(shapes[0]), grad.new_empty(shapes[1]), grad.new_empty(shapes[2])
+
+
+def gradients(
+    grad: Tensor,
+    input: Tensor,
+    values: Tensor,
+    indices: Iterable[Tensor],
+    needs: list[bool],
+    window: Window | None,
+) -> Any:
+    """The operator of gradients: of input, values and bias, empty where not needed."""
+    if window is None:
+        return linear_backward(grad, input, values, *indices, needs)
+    return convolution_backward(grad, input, values, *indices, needs, window.numbers)

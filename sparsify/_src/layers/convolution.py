@@ -1,0 +1,218 @@
+"""`SparseConv1d`, `SparseConv2d`, `SparseConv3d`: convolutions that hold their connections only."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from sparsify._src import kernels, topology
+from sparsify._src.checks import check_density
+from sparsify._src.kernels.window import Window
+from sparsify._src.layers.adoption import adopt
+from sparsify._src.layers.from_dense import matrix_shape
+from sparsify._src.layers.initialization import drawn, drawn_generator
+from sparsify._src.layers.inputs import checked_images
+from sparsify._src.layers.map import SparseMap
+from sparsify._src.topology import Indices
+
+Numbers = int | tuple[int, ...]
+
+
+class SparseConv(SparseMap):
+    """A convolution whose weight is a `torch_sparse.SparseTensor`: what `SparseConv2d` and its kin share.
+
+    The weight is a matrix (out_channels, in_channels / groups * taps): one connection is one weight of one filter. A
+    column is an input channel of the group and a place in the window, in the order of nn.Conv*'s weight.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as for nn.Conv*.
+        density: share of all weights that are connections, in (0, 1].
+        generator: on the CPU, of the topology and the initial values; None seeds one from torch's global generator.
+        device, dtype: of the parameters, as in nn.Conv*.
+
+    Attributes:
+        values: Parameter (nnz,), the weights of the connections in row-major order. Always the same object.
+        bias: Parameter (out_channels,) or None.
+        and those of nn.Conv*: in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode.
+
+    Raises:
+        ValueError, TypeError: density is outside (0, 1], or the rest is nothing that nn.Conv* takes.
+    """
+
+    kind: type[nn.Module]
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Numbers,
+        density: float,
+        stride: Numbers = 1,
+        padding: Numbers | str = 0,
+        dilation: Numbers = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"padding_mode": padding_mode, "device": "meta"}
+        dense = self.kind(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)
+        shape = matrix_shape(dense)
+        nnz = topology.connection_count(check_density(density), shape)
+        flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
+        values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
+        offsets = None if offset is None else nn.Parameter(offset.to(values))
+        self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
+        adopt(self, dense)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Module,
+        density: float | None = None,
+        *,
+        start: Literal["random", "magnitude", "nonzero"] = "random",
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """Make the sparse layer that takes the place of `conv`, as `SparseLinear.from_linear` does of a linear one.
+
+        Raises:
+            TypeError: conv is of another kind.
+        """
+        if not isinstance(conv, cls.kind):
+            raise TypeError(f"conv must be an nn.{cls.kind.__name__}, got {type(conv).__name__}.")
+        return cls._from_dense(conv, density, start, generator)
+
+    @property
+    def window(self) -> Window:  # type: ignore[override]  # of no other sparse layer is it anything
+        """How it moves over its input, once that is padded by more than zeros on both sides."""
+        ahead = self._ahead()
+        padding = (0,) * len(self.kernel_size) if ahead else self._padded()
+        return Window(self.kernel_size, self.stride, padding, self.dilation, self.groups)
+
+    def _padded(self) -> tuple[int, ...]:
+        """How many zeros, or other numbers, come before the input in each dimension."""
+        if self.padding == "same":
+            return tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return (0,) * len(self.kernel_size) if isinstance(self.padding, str) else self.padding
+
+    def _ahead(self) -> list[int]:
+        """What F.pad is to be given before the product, which pads with as many zeros before as after by itself."""
+        before = self._padded()
+        after = before
+        if self.padding == "same":
+            whole = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+            after = tuple(both - one for both, one in zip(whole, before, strict=True))
+        if (self.padding_mode == "zeros" and before == after) or not any(after):
+            return []
+        return [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
+
+    def _map(self, input: Tensor, indices: Indices) -> Tensor:
+        values, dims = self.values, len(self.kernel_size)
+        input = checked_images(input, values, self.in_channels, dims)
+        is_one = input.dim() == dims + 1
+        if is_one:
+            input = input.unsqueeze(0)
+        if ahead := self._ahead():
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, ahead, mode)
+        output = kernels.sparse_convolution(input, values, self.bias, indices, self.window)
+        return output.squeeze(0) if is_one else output
+
+    def to_conv(self) -> nn.Module:
+        """The dense nn.Conv* that computes the same; its parameters are copies."""
+        conv = self.kind(1, 1, 1, bias=False, device="meta")
+        adopt(conv, self)
+        weight = self.to_dense().detach().view(self.weight_shape)
+        conv.weight = nn.Parameter(weight, requires_grad=self.values.requires_grad)
+        conv.register_parameter("bias", copy.deepcopy(self.bias))
+        return conv
+
+    def to_module(self) -> nn.Module:
+        """`to_conv`."""
+        return self.to_conv()
+
+    def extra_repr(self) -> str:
+        """What repr() shows."""
+        shown = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        ones, zeros = (1,) * len(self.kernel_size), (0,) * len(self.kernel_size)
+        for name, usual in ("padding", zeros), ("dilation", ones), ("groups", 1), ("padding_mode", "zeros"):
+            if getattr(self, name) != usual:
+                shown += f", {name}={getattr(self, name)!r}"
+        return f"{shown}, nnz={self.nnz}, density={self.density:.3g}, bias={self.bias is not None}"
+
+
+class SparseConv1d(SparseConv):
+    """An nn.Conv1d that holds its connections only: see `SparseConv2d`.
+
+    Shape:
+        input (batch, in_channels, length), or without a batch -> output (batch, out_channels, out_length)
+    Example:
+        >>> layer = SparseConv1d(16, 32, kernel_size=5, density=0.1)
+        >>> layer(torch.randn(8, 16, 100)).shape
+        torch.Size([8, 32, 96])
+    """
+
+    kind = nn.Conv1d
+
+
+class SparseConv2d(SparseConv):
+    """An nn.Conv2d whose weight is a `torch_sparse.SparseTensor`, over its connections alone.
+
+    The weight is a matrix (out_channels, in_channels / groups * taps): one connection is one weight of one filter. A
+    column is an input channel of the group and a place in the window, in the order of nn.Conv2d's weight.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as for nn.Conv2d.
+        density: share of all weights that are connections, in (0, 1].
+        generator: on the CPU, of the topology and the initial values; None seeds one from torch's global generator.
+        device, dtype: of the parameters, as in nn.Conv2d.
+
+    Attributes:
+        values: Parameter (nnz,), the weights of the connections in row-major order. Always the same object.
+        bias: Parameter (out_channels,) or None.
+        and those of nn.Conv2d: in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode.
+
+    Shape:
+        input (batch, in_channels, height, width), or without a batch -> output (batch, out_channels, out_height,
+        out_width)
+    Raises:
+        ValueError, TypeError: density is outside (0, 1], or the rest is nothing that nn.Conv2d takes.
+    Example:
+        >>> layer = SparseConv2d(64, 128, kernel_size=3, density=0.1, padding=1)
+        >>> layer
+        SparseConv2d(64, 128, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), nnz=7373, density=0.1, bias=True)
+        >>> layer(torch.randn(8, 64, 32, 32)).shape
+        torch.Size([8, 128, 32, 32])
+    """
+
+    kind = nn.Conv2d
+
+
+class SparseConv3d(SparseConv):
+    """An nn.Conv3d that holds its connections only: see `SparseConv2d`.
+
+    Shape:
+        input (batch, in_channels, depth, height, width), or without a batch -> output (batch, out_channels, out_depth,
+        out_height, out_width)
+    Example:
+        >>> layer = SparseConv3d(4, 8, kernel_size=3, density=0.1, stride=2)
+        >>> layer(torch.randn(2, 4, 9, 9, 9)).shape
+        torch.Size([2, 8, 4, 4, 4])
+    """
+
+    kind = nn.Conv3d
