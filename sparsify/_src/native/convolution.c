@@ -49,6 +49,8 @@ typedef struct {
   int32_t *source_at, *result_at;  // of each pixel, and where lanes are places of each image's: its place in the panel
                                    // that is read, and its number among the vectors of the result, in lanes
   int64_t *at;                  // of each vector of the result: where it begins in a channel of the panel, in numbers
+  int32_t *holes, *idle;        // places of a channel of the panel where nothing is packed, and vectors of the result
+  int64_t hole_count, idle_count;  // that no pixel has, or where lanes are places, numbers of these
 } sizes;
 
 static int64_t of(const int64_t three[3]) { return three[0] * three[1] * three[2]; }
@@ -111,14 +113,25 @@ static int64_t measure(const convolution *c, sizes *s, int64_t from, int64_t ima
   const int64_t runs = backward ? s->phases : 1;
   const int64_t most_vectors = across ? pixels : images * (runs * ((s->area + lanes - 1) / lanes) + runs);
   s->vectors = most_vectors + runs * (most - 1);
-  return (runs + 1 + s->vectors) * 8 + (pixels + sources) * copies * 4 + 64;
+  const int64_t places = backward ? s->y_places : s->x_places;
+  const int64_t marks = places + s->vectors * (across ? 1 : lanes);  // of which some are holes
+  return (runs + 1 + s->vectors) * 8 + ((pixels + sources) * copies + marks) * 4 + 64;
 }
 
-static int in_grid(const int64_t size[3], int64_t pixel, int64_t three[3]) {
+static void in_grid(const int64_t size[3], int64_t pixel, int64_t three[3]) {
   three[0] = pixel / (size[1] * size[2]);
   three[1] = pixel / size[2] % size[1];
   three[2] = pixel % size[2];
-  return 0;
+}
+
+// Those of 0..all that are not among `some`, at the beginning of `missing`, which has room for all.
+static int64_t find_missing(const int32_t *some, int64_t count, int64_t all, int32_t *missing) {
+  memset(missing, 0, all * sizeof *missing);
+  for (int64_t i = 0; i < count; i++) missing[some[i]] = 1;
+  int64_t found = 0;
+  for (int64_t i = 0; i < all; i++)
+    if (!missing[i]) missing[found++] = (int32_t)i;
+  return found;
 }
 
 // Fills the arrays of `s` in `memory`.
@@ -205,6 +218,11 @@ static void lay_out(const convolution *c, sizes *s, void *memory, int most) {
     if (pass) {
       s->first_strip[runs] = s->strips = strips;
       s->vectors = v;
+      const int64_t places = backward ? s->y_places : s->x_places, numbers = s->across ? v : v * lanes;
+      s->holes = s->result_at + pixels * copies;
+      s->hole_count = find_missing(s->source_at, sources * copies, places, s->holes);
+      s->idle = s->holes + places;
+      s->idle_count = find_missing(s->result_at, pixels * copies, numbers, s->idle);
     } else s->width = strip_width((total + runs - 1) / runs, most);
   }
 }

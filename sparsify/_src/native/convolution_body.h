@@ -31,20 +31,23 @@ static void NAME(pack_channel)(const sizes *s, const REAL *restrict x, int64_t c
   } else {
     VECTOR sums = {0};
     for (int64_t p = 0; p < pixels; p += LANES) {
-      const int columns = pixels - p < LANES ? (int)(pixels - p) : LANES;
+      // The last pixels are taken together with some before them, if there are any.
+      const int64_t from = p + LANES <= pixels || pixels < LANES ? p : pixels - LANES;
+      const int columns = pixels < LANES ? (int)pixels : LANES;
       VECTOR r[LANES];
       if (columns == LANES && s->images == LANES) {
-        UNROLL for (int i = 0; i < LANES; i++) r[i] = *(const VECTOR *)(first + i * between + p);
+        UNROLL for (int i = 0; i < LANES; i++) r[i] = *(const VECTOR *)(first + i * between + from);
       } else {
         UNROLL for (int i = 0; i < LANES; i++) r[i] = (VECTOR){0};
-        for (int i = 0; i < s->images; i++) memcpy(&r[i], first + i * between + p, columns * sizeof(REAL));
+        for (int i = 0; i < s->images; i++) memcpy(&r[i], first + i * between + from, columns * sizeof(REAL));
       }
-      if (total) UNROLL for (int i = 0; i < LANES; i++) sums += r[i];
       NAME(transpose)(r);
       if (columns == LANES) {
-        UNROLL for (int i = 0; i < LANES; i++) *(VECTOR *)(panel + (int64_t)at[p + i] * LANES) = r[i];
+        UNROLL for (int i = 0; i < LANES; i++) *(VECTOR *)(panel + (int64_t)at[from + i] * LANES) = r[i];
       } else
-        for (int i = 0; i < columns; i++) *(VECTOR *)(panel + (int64_t)at[p + i] * LANES) = r[i];
+        for (int i = 0; i < columns; i++) *(VECTOR *)(panel + (int64_t)at[from + i] * LANES) = r[i];
+      if (total)
+        for (int i = (int)(p - from); i < columns; i++) sums += r[i];
     }
     if (total)
       for (int i = 0; i < LANES; i++) sum += sums[i];
@@ -63,20 +66,29 @@ static void NAME(unpack_channel)(const sizes *s, const REAL *restrict panel, con
     return;
   }
   for (int64_t p = 0; p < pixels; p += LANES) {
-    const int columns = pixels - p < LANES ? (int)(pixels - p) : LANES;
+    const int64_t from = p + LANES <= pixels || pixels < LANES ? p : pixels - LANES;
+    const int columns = pixels < LANES ? (int)pixels : LANES;
     VECTOR r[LANES];
     if (columns == LANES) {
-      UNROLL for (int i = 0; i < LANES; i++) r[i] = *(const VECTOR *)(panel + (int64_t)at[p + i] * LANES);
+      UNROLL for (int i = 0; i < LANES; i++) r[i] = *(const VECTOR *)(panel + (int64_t)at[from + i] * LANES);
     } else {
       UNROLL for (int i = 0; i < LANES; i++) r[i] = (VECTOR){0};
-      for (int i = 0; i < columns; i++) r[i] = *(const VECTOR *)(panel + (int64_t)at[p + i] * LANES);
+      for (int i = 0; i < columns; i++) r[i] = *(const VECTOR *)(panel + (int64_t)at[from + i] * LANES);
     }
     NAME(transpose)(r);
     if (columns == LANES && s->images == LANES) {
-      UNROLL for (int i = 0; i < LANES; i++) *(VECTOR *)(first + i * between + p) = r[i];
+      UNROLL for (int i = 0; i < LANES; i++) *(VECTOR *)(first + i * between + from) = r[i];
     } else
-      for (int i = 0; i < s->images; i++) memcpy(first + i * between + p, &r[i], columns * sizeof(REAL));
+      for (int i = 0; i < s->images; i++) memcpy(first + i * between + from, &r[i], columns * sizeof(REAL));
   }
+}
+
+// Zeros at these places of a channel.
+static void NAME(clear)(const sizes *s, REAL *restrict channel, const int32_t *restrict places, int64_t count) {
+  if (s->across)
+    for (int64_t i = 0; i < count; i++) *(VECTOR *)(channel + (int64_t)places[i] * LANES) = (VECTOR){0};
+  else
+    for (int64_t i = 0; i < count; i++) channel[places[i]] = 0;
 }
 
 // What threads share of a panel and what is made of it.
@@ -95,22 +107,22 @@ typedef struct {
 // One strip of the rows first..last, forward.
 INLINE void NAME(forward)(const NAME(job) *j, int64_t strip, int64_t first, int64_t last, const int vectors) {
   const sizes *s = j->s;
-  const int64_t unit = s->unit, of_group = s->outs / j->c->groups, group_places = s->ins / j->c->groups * s->x_places;
-  const REAL *restrict bias = j->c->linear.bias, *restrict weights = j->weights;
-  const int32_t *restrict offsets = j->offsets;
+  const int64_t unit = s->unit * sizeof(REAL), of_group = s->outs / j->c->groups;
+  const int64_t group_places = s->ins / j->c->groups * s->x_places;
+  const REAL *restrict bias = j->c->linear.bias;
   int64_t at[8];
-  UNROLL for (int i = 0; i < vectors; i++) at[i] = s->at[strip * vectors + i];
+  UNROLL for (int i = 0; i < vectors; i++) at[i] = s->at[strip * vectors + i] * (int64_t)sizeof(REAL);
   for (int64_t r = first; r < last; r++) {
-    const REAL *panel = j->panel + (of_group == s->outs ? 0 : r / of_group * group_places * unit);
-    int64_t e = j->begins[r];
-    const int64_t end = j->begins[r + 1];
+    const char *panel = (const char *)j->panel + (of_group == s->outs ? 0 : r / of_group * group_places * unit);
+    const int32_t *restrict offset = j->offsets + j->begins[r], *end = j->offsets + j->begins[r + 1];
+    const REAL *restrict weight = j->weights + j->begins[r];
     VECTOR sums[8], more[4];
     UNROLL for (int i = 0; i < vectors; i++) sums[i] = (VECTOR){0} + (bias ? bias[r] : 0);
     if (vectors <= 4) {  // of which each would wait for the one before
       UNROLL for (int i = 0; i < vectors; i++) more[i] = (VECTOR){0};
-      for (; e + 1 < end; e += 2) {
-        const REAL *one = panel + offsets[e] * unit, *two = panel + offsets[e + 1] * unit;
-        const REAL v = weights[e], w = weights[e + 1];
+      for (; offset + 1 < end; offset += 2, weight += 2) {
+        const char *one = panel + offset[0] * unit, *two = panel + offset[1] * unit;
+        const REAL v = weight[0], w = weight[1];
         UNROLL for (int i = 0; i < vectors; i++) {
           sums[i] += v * *(const VECTOR *)(one + at[i]);
           more[i] += w * *(const VECTOR *)(two + at[i]);
@@ -118,9 +130,9 @@ INLINE void NAME(forward)(const NAME(job) *j, int64_t strip, int64_t first, int6
       }
       UNROLL for (int i = 0; i < vectors; i++) sums[i] += more[i];
     }
-    for (; e < end; e++) {
-      const REAL *one = panel + offsets[e] * unit;
-      const REAL v = weights[e];
+    for (; offset < end; offset++, weight++) {
+      const char *one = panel + *offset * unit;
+      const REAL v = *weight;
       UNROLL for (int i = 0; i < vectors; i++) sums[i] += v * *(const VECTOR *)(one + at[i]);
     }
     REAL *to = j->sums + (r * s->vectors + strip * vectors) * LANES;
@@ -133,24 +145,25 @@ INLINE void NAME(forward)(const NAME(job) *j, int64_t strip, int64_t first, int6
 INLINE void NAME(backward)(const NAME(job) *j, int64_t strip, int64_t phase, const int vectors, const bool needs_x,
                            const bool needs_values) {
   const sizes *s = j->s;
-  const int64_t unit = s->unit, *begins = j->begins + phase * j->channels;
-  const REAL *restrict panel = j->panel, *restrict weights = j->weights;
-  const int32_t *restrict offsets = j->offsets;
+  const int64_t unit = s->unit * sizeof(REAL), *begins = j->begins + phase * j->channels;
+  const char *panel = (const char *)j->panel;
   REAL *restrict found = j->found + begins[0];
   int64_t at[8];
   VECTOR dots[LANES];
   int pending = 0;
-  UNROLL for (int i = 0; i < vectors; i++) at[i] = s->at[strip * vectors + i];
+  UNROLL for (int i = 0; i < vectors; i++) at[i] = s->at[strip * vectors + i] * (int64_t)sizeof(REAL);
   for (int64_t channel = 0; channel < j->channels; channel++) {
-    const int64_t here = (channel * s->vectors + strip * vectors) * LANES, end = begins[channel + 1];
+    const int64_t here = (channel * s->vectors + strip * vectors) * LANES;
+    const int32_t *restrict offset = j->offsets + begins[channel], *end = j->offsets + begins[channel + 1];
+    const REAL *restrict weight = j->weights + begins[channel];
     VECTOR sums[8], x[8];
     UNROLL for (int i = 0; i < vectors; i++) {
       if (needs_x) sums[i] = (VECTOR){0};
       if (needs_values) x[i] = *(const VECTOR *)(j->x + here + i * LANES);
     }
-    for (int64_t e = begins[channel]; e < end; e++) {
-      const REAL *g = panel + offsets[e] * unit;
-      const REAL v = needs_x ? weights[e] : 0;
+    for (; offset < end; offset++) {
+      const char *g = panel + *offset * unit;
+      const REAL v = needs_x ? *weight++ : 0;
       VECTOR dot = {0};
       UNROLL for (int i = 0; i < vectors; i++) {
         VECTOR loaded = *(const VECTOR *)(g + at[i]);
@@ -357,10 +370,8 @@ static int NAME(run)(const convolution *c, int64_t from, int64_t images, bool ac
           j.found = weights + padded;
           int32_t *own_offsets = (int32_t *)(j.found + padded);
           memset(j.found, 0, padded * sizeof(REAL));
-          if (needs_values && !across) memset(j.x, 0, of_result);
-          else if (needs_values) // the vectors that fill up strips
-            for (int64_t channel = 0; channel < channels; channel++)
-              memset(j.x + channel * s.vectors * LANES, 0, s.vectors * BYTES);
+          for (int64_t i = 0; needs_values && i < channels; i++)
+            NAME(clear)(&s, j.x + i * s.vectors * LANES, s.idle, s.idle_count);
           status = NAME(prepare_backward)(c, &s, first, last, own_begins, own_offsets, weights, own_places);
           j.begins = own_begins;
           j.offsets = own_offsets;
@@ -370,7 +381,8 @@ static int NAME(run)(const convolution *c, int64_t from, int64_t images, bool ac
       }
     }
     if (own == 0 && s.before) memset(panel - s.before, 0, s.before * sizeof(REAL));
-    memset(panel + pack_first * places * s.unit, 0, (pack_last - pack_first) * places * s.unit * sizeof(REAL));
+    for (int64_t i = pack_first; i < pack_last; i++)
+      NAME(clear)(&s, panel + i * places * s.unit, s.holes, s.hole_count);
     if (own == all - 1) memset(panel + sources * places * s.unit, 0, s.after * sizeof(REAL));
     int failed = 0;
     for (int64_t done = 0; done < images; done += most_images) {

@@ -6,8 +6,23 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
-enum { KEPT = 64 << 20 };  // bytes of each scratch that a thread keeps between calls
+enum {
+  KEPT = 64 << 20,     // bytes of each scratch that a thread keeps between calls
+  HUGE_PAGE = 2 << 20  // bytes: panels are read at random, and few pages are found faster than many
+};
+
+static void *allocate(int64_t bytes) {
+  const size_t page = bytes > HUGE_PAGE / 8 ? HUGE_PAGE : 64, size = ((size_t)bytes + page - 1) / page * page;
+  void *memory = aligned_alloc(page, size);
+#ifdef MADV_HUGEPAGE
+  if (memory && page == HUGE_PAGE) madvise(memory, size, MADV_HUGEPAGE);  // a wish: what becomes of it is all the same
+#endif
+  return memory;
+}
 
 #ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
 #define UNLOCKED PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP  // who reads on and on must not keep a writer out
@@ -41,7 +56,7 @@ scratch *scratch_get(int which, int64_t bytes) {
   scratch *own = all + which;
   if (own->bytes < bytes) {
     free(own->memory);
-    own->memory = aligned_alloc(64, (size_t)(bytes + 127) / 64 * 64);
+    own->memory = allocate(bytes);
     own->bytes = own->memory ? bytes : 0;
   }
   return own->memory ? own : NULL;
