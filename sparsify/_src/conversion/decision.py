@@ -190,7 +190,7 @@ def check_dense(model: nn.Module) -> None:
     """Raise ValueError if `model`, in which nothing else can become sparse, is sparse already."""
     for name, module in model.named_modules():
         if isinstance(module, SparseMap):
-            raise ValueError(f"model must be dense, got SparseMap in layer {name!r}. {IS_SPARSE}")
+            raise ValueError(f"model must be dense, got {type(module).__name__} in layer {name!r}. {IS_SPARSE}")
 
 
 def _go_on(model: nn.Module, existing: dict[str, SparseMap], prunes: bool, is_sparse: bool) -> Decision:

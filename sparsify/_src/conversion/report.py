@@ -106,7 +106,7 @@ class Report:
     Example:
         >>> report = plan(nn.Sequential(nn.Embedding(50, 400), nn.Linear(400, 300), nn.Linear(300, 400)), 0.1)
         >>> [layer.name for layer in report.sparse], [layer.reason for layer in report.dense]
-        (['1', '2'], ['only linear layers become sparse'])
+        (['1', '2'], ['only linear layers and convolutions become sparse'])
         >>> [(total.name, round(total.density, 3)) for total in report.totals]
         [('sparse layers', 0.1), ('whole model', 0.169)]
         >>> [row["connections"] for row in report.rows()]
