@@ -15,6 +15,9 @@ from sparsify._src.topology import Indices, Located
 LEVEL: int = library.LIBRARY.sparsify_level() if library.LIBRARY else 0
 """Of the instruction sets: 0 the baseline, 1 AVX2 with FMA, 2 AVX-512."""
 
+PLACES = 2**31 - 1
+"""Of an image with its padding, at most."""
+
 SHARERS = 4
 """Threads that need the same panel, at least, for them to pack it together and not each for itself."""
 
@@ -125,6 +128,8 @@ def _compute(product: Product, input: Tensor, window: Window | None) -> None:
     size = input.shape[2:]
     out_size, missing = window.out_size(size), 3 - len(size)
     strides = [1 if length == 1 else stride for length, stride in zip(out_size, window.stride, strict=True)]
+    if prod(a + 2 * b + c for a, b, c in zip(size, window.padding, strides, strict=True)) > PLACES:
+        raise ValueError(f"input must have at most {PLACES} places with its padding, got {tuple(size)} in {window}.")
 
     def three(numbers: Iterable[int], rest: int) -> tuple[int, ...]:
         return (*[rest] * missing, *numbers)
