@@ -135,10 +135,10 @@ def test_the_report_prints_as_a_table():
         ),
         ({"density": "0.1"}, TypeError, "density must be a number"),
         ({"density": {"0": 2.0}}, ValueError, "density must be in .* for '0'"),
-        ({"density": {"head": 0.1}}, ValueError, "density must name linear layers, got 'head'"),
+        ({"density": {"head": 0.1}}, ValueError, "density must name layers, got 'head'"),
         ({"density": lambda shape: 0}, ValueError, "density must be in .* in layer '0'"),
         ({"density": 0.1, "distribution": lambda *_: {"0": 0.1}}, ValueError, r"got none for \['2', '4'\]"),
-        ({"density": 0.1, "skip": ["head"]}, ValueError, "skip must name linear layers, got 'head'"),
+        ({"density": 0.1, "skip": ["head"]}, ValueError, "skip must name layers, got 'head'"),
         ({"density": 0.1, "skip": [3]}, TypeError, "skip must hold module-name globs, got 3"),
     ],
 )

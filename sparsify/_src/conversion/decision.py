@@ -166,7 +166,12 @@ def _share_out(
 
 
 def check_something_changes(
-    model: nn.Module, density: Density | None, decision: Decision, start: Start, table: Callable[[], object]
+    model: nn.Module,
+    density: Density | None,
+    decision: Decision,
+    start: Start,
+    kinds: Kinds,
+    table: Callable[[], object],
 ) -> None:
     """Raise ValueError unless a layer becomes sparse or is pruned further, or another algorithm or optimizer comes.
 
@@ -183,7 +188,7 @@ def check_something_changes(
         return
     check_dense(model)
     if start == "nonzero" or not decision.has_full:
-        raise ValueError(why_nothing(model, decision.reasons, start == "nonzero", table))
+        raise ValueError(why_nothing(model, decision.reasons, start == "nonzero", table, kinds))
 
 
 def check_dense(model: nn.Module) -> None:

@@ -97,7 +97,7 @@ def given_topologies(
             continue
         to_serve = not trains and reason is not None and reason.kind is Kind.FROZEN
         if name not in maps or flat is None or (reason is not None and not to_serve):
-            why = "the model has no such linear layer" if reason is None else reason.words
+            why = "the model has no such layer" if reason is None else reason.words
             raise ValueError(f"model must be able to have the sparse layers of start, got none at {other!r}: {why}.")
         if maps[name].shape != shape:
             raise ValueError(

@@ -38,7 +38,8 @@ class Window(NamedTuple):
         if rest or dims not in (1, 2, 3):
             raise ValueError(f"window must be groups, kernel_size, stride, padding and dilation, got {list(numbers)}.")
         groups, *parts = numbers
-        window = cls(*(tuple(parts[i : i + dims]) for i in range(0, 4 * dims, dims)), groups)
+        kernel_size, stride, padding, dilation = (tuple(parts[i : i + dims]) for i in range(0, 4 * dims, dims))
+        window = cls(kernel_size, stride, padding, dilation, groups)
         window.check()
         return window
 
