@@ -142,7 +142,8 @@ class SparseConv(SparseMap):
         before, after = self._sides()
         if self._is_padded_ahead(before, after):
             ahead = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
-            input = F.pad(input, ahead, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, ahead, mode).to(input.dtype)  # autocast pads in float32 in some modes
         output = kernels.sparse_convolution(input, values, self.bias, indices, window)
         return output.squeeze(0) if is_one else output
 
