@@ -319,7 +319,7 @@ def test_trim_of_nothing_and_of_everything():
     model(x).sum().backward()
     with pytest.raises(ValueError, match="drop_fraction must be in"):
         trim(model, 30)
-    with pytest.raises(ValueError, match="must hold a SparseLinear"):
+    with pytest.raises(ValueError, match="must hold a sparse layer"):
         trim(mlp(2, 2), 0.3)
 
 

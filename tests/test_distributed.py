@@ -20,7 +20,7 @@ from sparsify import SET, RigL, SparseLinear, Static, sparsify
 from sparsify._src.distributed import Ranks
 from sparsify._src.training.agreement import compare, tell
 from tests.support.comparing import assert_same
-from tests.support.distributed_worker import ALGORITHMS, WRAPPINGS, batch, halves, prepare, train
+from tests.support.distributed_worker import ALGORITHMS, WRAPPINGS, batch, half_images, halves, prepare, train
 from tests.support.models import mlp
 
 with warnings.catch_warnings():
@@ -84,6 +84,23 @@ def test_two_ranks_with_half_a_batch_train_as_one_with_all_of_it(ranks, algorith
         assert len(part["optimizer"]["sparsify"]["history"]) == 10
         for key, values in whole["model"].items():
             assert torch.allclose(part["model"][key], values, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("algorithm", ["SET", "RigL", "RigL among"])
+def test_convolutions_train_on_two_ranks_as_on_one(ranks, algorithm):
+    parts = [found["convolutions"][algorithm] for found in ranks]
+    whole = half_images(0, 1, algorithm)
+    for part in parts:
+        assert_same(topologies(part), topologies(whole))
+        assert len(part["optimizer"]["sparsify"]["history"]) == 4
+        for key, values in whole["model"].items():
+            assert torch.allclose(part["model"][key], values, rtol=0, atol=1e-9)
+
+
+def test_a_convolution_that_only_one_rank_goes_through_evolves_alike(ranks):
+    first, second = (found["convolutions"]["branches"] for found in ranks)
+    assert_same(first, second)
+    assert all(record["grown"]["sometimes"] > 0 for record in first["optimizer"]["sparsify"]["history"])
 
 
 def test_rules_that_cannot_be_pickled_are_the_same_on_every_rank(ranks):

@@ -92,9 +92,8 @@ def sparsify(
 
     Every trainable nn.Linear becomes a `SparseLinear`, and so does each Conv1D of Hugging Face's and each projection of
     an nn.MultiheadAttention, which becomes a `SparseMultiheadAttention`; convolutions do where `kinds` names them. The
-    optimizer's param groups and state move
-    onto the new parameters, at the connections kept. All or nothing: a call that raises leaves model and optimizer as
-    they were.
+    optimizer's param groups and state move onto the new parameters, at the connections kept. All or nothing: a call
+    that raises leaves model and optimizer as they were.
 
     A model built on the meta device never exists dense: of its sparse layers only the connections are allocated (with
     nn.Linear's initial values at the sparse fan-in), and the other modules initialise themselves.
@@ -160,9 +159,10 @@ def sparsify(
     for each in given:
         _check(each, model)
     starts.check(start)
+    kinds = checked_kinds(kinds)
     plain = arguments.unwrapped(given)
-    decision = decide(model, density, plain, choices.evolution, distribution, skip, start, checked_kinds(kinds))
-    check_something_changes(model, density, decision, start, lambda: report_of(model, decision))
+    decision = decide(model, density, plain, choices.evolution, distribution, skip, start, kinds)
+    check_something_changes(model, density, decision, start, kinds, lambda: report_of(model, decision))
     dealt = _deal(decision, plain, several)
     meta_device.check(model, {decision.maps[name].owner for name in decision.first})
 

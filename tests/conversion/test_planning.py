@@ -111,8 +111,9 @@ def test_every_layer_left_dense_has_its_reason():
     assert "tied" in found["tied"]
     assert "MultiheadAttention reads" in found["own_attention.out_proj"]
     assert found["elsewhere"] == "the optimizer does not hold it"
-    for name in ("embedding", "own_attention", "conv", "lstm", "bilinear"):
-        assert found[name] == "only linear layers become sparse"
+    assert found["conv"] == "kinds=(nn.Linear, nn.Conv2d) makes it sparse"
+    for name in ("embedding", "own_attention", "lstm", "bilinear"):
+        assert found[name] == "only linear layers and convolutions become sparse"
 
 
 def test_the_report_prints_as_a_table():
@@ -134,10 +135,10 @@ def test_the_report_prints_as_a_table():
         ),
         ({"density": "0.1"}, TypeError, "density must be a number"),
         ({"density": {"0": 2.0}}, ValueError, "density must be in .* for '0'"),
-        ({"density": {"head": 0.1}}, ValueError, "density must name linear layers, got 'head'"),
+        ({"density": {"head": 0.1}}, ValueError, "density must name layers, got 'head'"),
         ({"density": lambda shape: 0}, ValueError, "density must be in .* in layer '0'"),
         ({"density": 0.1, "distribution": lambda *_: {"0": 0.1}}, ValueError, r"got none for \['2', '4'\]"),
-        ({"density": 0.1, "skip": ["head"]}, ValueError, "skip must name linear layers, got 'head'"),
+        ({"density": 0.1, "skip": ["head"]}, ValueError, "skip must name layers, got 'head'"),
         ({"density": 0.1, "skip": [3]}, TypeError, "skip must hold module-name globs, got 3"),
     ],
 )

@@ -112,7 +112,7 @@ def all_of(model):
             CANNOT + ": of its one linear layer, '', the",
         ),
         (half_frozen, all_of, {"skip": ["2"]}, CANNOT + " of 2: 1 because it is frozen; 1 because skip names it."),
-        (lambda: nn.Conv2d(1, 2, 3), all_of, {}, CANNOT + ": a model whose parameters are in Conv2d. Linear layers,"),
+        (lambda: nn.Conv2d(1, 2, 3), all_of, {}, CANNOT + ": a model whose parameters are in Conv2d. kinds=("),
         (lambda: nn.ReLU(), held_elsewhere, {}, CANNOT + ": a model without parameters."),
         (
             lambda: mlp(4, 4, 4),

@@ -24,7 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 
 from sparsify import GMP, SET, Evolution, RigL, SparseLinear, coin, sparsify
+from sparsify._src.conversion.linear_maps import KINDS
 from sparsify.evolution import across_layers, by_gradient_among, mixed, per_layer, saliency, uniformly
+from tests.support.convolutions import images
+from tests.support.convolutions import network as image_network
 
 SIZES = 12, 20, 16, 4
 ALGORITHMS = {
@@ -134,6 +137,36 @@ def weights_differ(rank):
     train(replica, optimizer, own_batches(8))
     largest = weights[0].topk(model[0].nnz).indices.sort().values
     return {"begin": begin, "largest of rank 0": largest, **outcome(model, optimizer)}
+
+
+def half_images(rank, ranks, algorithm, branches=False):
+    """Train on this rank's part of the images; where it branches, only rank 0 goes through all convolutions."""
+    torch.manual_seed(3)
+    model = BranchingImages() if branches else image_network()
+    optimizer = AdamW(model.parameters(), 0.01)
+    model, optimizer = sparsify(model, optimizer, 0.3, evolution=ALGORITHMS[algorithm], kinds=KINDS, seed=3)
+    replica = DistributedDataParallel(model, find_unused_parameters=branches) if ranks > 1 else model
+    for step in range(8):
+        optimizer.zero_grad()
+        inputs, labels = (whole[rank::ranks] for whole in images(step, 12))
+        outputs = replica(inputs, both=rank == 0) if branches else replica(inputs)
+        cross_entropy(outputs, labels).backward()
+        optimizer.step()
+    return outcome(model, optimizer)
+
+
+def convolutions(rank):
+    found = {algorithm: half_images(rank, 2, algorithm) for algorithm in ("SET", "RigL", "RigL among")}
+    return found | {"branches": half_images(rank, 2, "RigL", branches=True)}
+
+
+class BranchingImages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.always, self.sometimes = image_network(), nn.Conv2d(3, 3, 3, padding=1).double()
+
+    def forward(self, inputs, both):
+        return self.always(inputs + 0.1 * self.sometimes(inputs).tanh() if both else inputs)
 
 
 class Branching(nn.Module):
@@ -426,6 +459,7 @@ def main():
         found = {"initialised_late": outcome(late, late_optimizer)}
         checks = seeds_and_data_differ, half_batches, users_rules, weights_differ, passes_differ, no_passes
         checks += gradient_on_one_rank_only, subgroup, alone, refusals, divergence, reset, sharded, traffic
+        checks += (convolutions,)
         for check in checks:
             found[check.__name__] = check(rank)
         (folder / "uninterrupted").mkdir(exist_ok=True)

@@ -166,7 +166,12 @@ def _share_out(
 
 
 def check_something_changes(
-    model: nn.Module, density: Density | None, decision: Decision, start: Start, table: Callable[[], object]
+    model: nn.Module,
+    density: Density | None,
+    decision: Decision,
+    start: Start,
+    kinds: Kinds,
+    table: Callable[[], object],
 ) -> None:
     """Raise ValueError unless a layer becomes sparse or is pruned further, or another algorithm or optimizer comes.
 
@@ -183,14 +188,14 @@ def check_something_changes(
         return
     check_dense(model)
     if start == "nonzero" or not decision.has_full:
-        raise ValueError(why_nothing(model, decision.reasons, start == "nonzero", table))
+        raise ValueError(why_nothing(model, decision.reasons, start == "nonzero", table, kinds))
 
 
 def check_dense(model: nn.Module) -> None:
     """Raise ValueError if `model`, in which nothing else can become sparse, is sparse already."""
     for name, module in model.named_modules():
         if isinstance(module, SparseMap):
-            raise ValueError(f"model must be dense, got SparseMap in layer {name!r}. {IS_SPARSE}")
+            raise ValueError(f"model must be dense, got {type(module).__name__} in layer {name!r}. {IS_SPARSE}")
 
 
 def _go_on(model: nn.Module, existing: dict[str, SparseMap], prunes: bool, is_sparse: bool) -> Decision:

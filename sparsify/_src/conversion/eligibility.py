@@ -77,7 +77,7 @@ def refuse_model(model: nn.Module, kinds: Kinds) -> None:
             raise ValueError(f"model must not be wrapped yet, got DistributedDataParallel{where}. Wrap it afterwards.")
         if any(kind.__name__ in ("FSDPModule", "FullyShardedDataParallel") for kind in type(module).__mro__):
             raise ValueError(f"model must not be sharded, got {type(module).__name__}{where}. {SHARDED}")
-        if isinstance(module, tuple(kinds)) and isinstance(module.weight, UninitializedParameter):
+        if isinstance(module, tuple(kinds)) and isinstance(getattr(module, "weight", None), UninitializedParameter):
             raise ValueError(
                 f"model must know its shapes, got an uninitialized {type(module).__name__}{where}. "
                 "Run one forward pass first."

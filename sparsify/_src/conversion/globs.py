@@ -57,7 +57,7 @@ def check_globs(argument: str, globs: Sequence[str], layers: Iterable[str]) -> N
     for glob in listed(argument, globs):
         if not named(glob, layers):
             raise ValueError(
-                f"{argument} must name linear layers, got {glob!r}, which names none of {_some(layers)}."
+                f"{argument} must name layers, got {glob!r}, which names none of {_some(layers)}."
                 f"{_nearest(glob, layers)}"
             )
 
@@ -70,7 +70,7 @@ def _way(argument: str) -> str:
 def _some(layers: Sequence[str]) -> str:
     """Some of the names, and how many more there are."""
     if not layers:
-        return "this model, which has no linear layers"
+        return "this model, which has none that could be sparse"
     more = f", ... and {len(layers) - MOST} more" if len(layers) > MOST else ""
     return f"[{', '.join(map(repr, layers[:MOST]))}{more}]"
 

@@ -76,8 +76,18 @@ def _sparse_row(
     row = _linear_row(name, layer, layer.values, layer.shape, layer.shape_by_taps, None, nnz, use, training)
     if nnz != layer.nnz:
         return row
-    without_inputs, without_outputs = (int((torch.diff(x) == 0).sum()) for x in (layer.crow, layer.ccol))
-    return replace(row, without_inputs=without_inputs, without_outputs=without_outputs)
+    without_inputs = int((torch.diff(layer.crow) == 0).sum())
+    return replace(row, without_inputs=without_inputs, without_outputs=_never_read(layer))
+
+
+def _never_read(layer: SparseMap) -> int:
+    """How many inputs no connection reads: features, or channels of a convolution, whose columns are many."""
+    window = layer.window
+    if window is None:
+        return int((torch.diff(layer.ccol) == 0).sum())
+    row, column = layer.flat() // layer.in_features, layer.col
+    read = row // (layer.out_features // window.groups) * (layer.in_features // window.taps) + column // window.taps
+    return int((torch.bincount(read, minlength=window.in_channels(layer.in_features)) == 0).sum())
 
 
 def _row(

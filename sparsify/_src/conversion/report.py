@@ -21,7 +21,7 @@ class LayerReport:
 
     name: as in `model.named_modules()`.
     kind: the class of the module that is there now.
-    shape: of its weight, (out_features, in_features) for a linear layer.
+    shape: of its weight, (out_features, in_features) for a linear layer, that of nn.Conv*'s for a convolution.
     nnz: connections; all places where it is dense.
     bytes: of its weight, with indices where it is sparse.
     dense_bytes: of its weight if dense.
@@ -33,8 +33,8 @@ class LayerReport:
         be found out what it keeps.
     dense_training_bytes: the same if dense.
     without_inputs: output units that no connection reaches: they are constant.
-    without_outputs: input units that no connection leaves: what they compute is lost. Both None where there is no
-        topology yet, and where it is dense.
+    without_outputs: input units that no connection leaves: what they compute is lost. Units of a convolution are its
+        channels. Both None where there is no topology yet, and where it is dense.
     shares: whether the density that was asked for is shared among this layer and others. One whose share is 1 stays
         dense.
 
@@ -106,7 +106,7 @@ class Report:
     Example:
         >>> report = plan(nn.Sequential(nn.Embedding(50, 400), nn.Linear(400, 300), nn.Linear(300, 400)), 0.1)
         >>> [layer.name for layer in report.sparse], [layer.reason for layer in report.dense]
-        (['1', '2'], ['only linear layers become sparse'])
+        (['1', '2'], ['only linear layers and convolutions become sparse'])
         >>> [(total.name, round(total.density, 3)) for total in report.totals]
         [('sparse layers', 0.1), ('whole model', 0.169)]
         >>> [row["connections"] for row in report.rows()]

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from sparsify._src.conversion.distributions import Sizes
 from sparsify._src.conversion.eligibility import Kind, Reason
 from sparsify._src.conversion.linear_maps import LinearMap
 from sparsify._src.layers import checkpoint
 from sparsify._src.layers.map import SparseMap
-from sparsify._src.topology import Shape
 from sparsify._src.vectors import positions
 
 Start = Literal["random", "magnitude", "nonzero"] | Mapping[str, Any] | nn.Module
@@ -97,12 +97,10 @@ def given_topologies(
             continue
         to_serve = not trains and reason is not None and reason.kind is Kind.FROZEN
         if name not in maps or flat is None or (reason is not None and not to_serve):
-            why = "the model has no such linear layer" if reason is None else reason.words
+            why = "the model has no such layer" if reason is None else reason.words
             raise ValueError(f"model must be able to have the sparse layers of start, got none at {other!r}: {why}.")
-        if maps[name].shape != shape:
-            raise ValueError(
-                f"model must have the shapes of start, got {maps[name].shape} in layer {name!r}, there {shape}."
-            )
+        if (own := maps[name].weight_shape) != shape:
+            raise ValueError(f"model must have the shapes of start, got {own} in layer {name!r}, there {shape}.")
         if not given.setdefault(name, flat).equal(flat):
             raise ValueError(
                 f"start must have one topology where the model has one layer, got two: {name!r} is at {other!r} too."
@@ -123,22 +121,22 @@ def _without_sparse_layers(start: Mapping[str, Any] | nn.Module) -> str:
 
 def _of_state_dict(
     state_dict: Mapping[str, Any], maps: Mapping[str, LinearMap], aliases: Mapping[str, str]
-) -> Iterator[tuple[str, tuple[Shape, Tensor | None]]]:
+) -> Iterator[tuple[str, tuple[Sizes, Tensor | None]]]:
     for prefix in checkpoint.sparse_layers(state_dict):
         name = prefix.removesuffix(".")
         if (linear_map := maps.get(aliases.get(name, name))) is None:
             yield name, ((0, 0), None)
         else:
-            yield name, (linear_map.shape, checkpoint.topology_of(state_dict, prefix, linear_map.shape))
+            yield name, (linear_map.weight_shape, checkpoint.topology_of(state_dict, prefix, linear_map.shape))
 
 
-def _of_model(model: nn.Module) -> Iterator[tuple[str, tuple[Shape, Tensor | None]]]:
+def _of_model(model: nn.Module) -> Iterator[tuple[str, tuple[Sizes, Tensor | None]]]:
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     while isinstance(model, WRAPPERS):
         model = getattr(model.module, "_orig_mod", model.module)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, SparseMap):
-            yield name, (module.shape, module.flat())
+            yield name, (module.shape_by_taps, module.flat())
 
 
 def _nonzero(linear_map: LinearMap) -> Tensor | None:

@@ -225,7 +225,7 @@ class Evolution(metaclass=Shown):
         return target + round(check_share("surplus", self.pruning(step), f" at step {step}") * (start - target))
 
 
-OF_SPARSIFY = "density steps distribution skip start grown_values grown_state on_evolve seed".split()
+OF_SPARSIFY = "density steps distribution skip kinds start grown_values grown_state on_evolve seed".split()
 """Options of `sparsify`, which people look for in algorithms."""
 
 

@@ -15,6 +15,9 @@ from sparsify._src.topology import Indices, Located
 LEVEL: int = library.LIBRARY.sparsify_level() if library.LIBRARY else 0
 """Of the instruction sets: 0 the baseline, 1 AVX2 with FMA, 2 AVX-512."""
 
+PLACES = 2**31
+"""Of an image with its padding, at most."""
+
 SHARERS = 4
 """Threads that need the same panel, at least, for them to pack it together and not each for itself."""
 
@@ -51,7 +54,7 @@ def forward(
     if window is None:
         output = input.new_empty_strided((batch, outs), (outs, 1))  # faster than `new_empty`, here and below
     else:
-        check_input(input, window, indices.ccol.shape[0] - 1)
+        _check_size(input, indices, window)
         output = input.new_empty((batch, outs, *window.out_size(input.shape[2:])))
     if batch and outs:
         held: list[object] = []
@@ -75,7 +78,7 @@ def backward(
     if not needs[0] and not needs[1]:
         return None, None, grad.sum((0, *range(2, grad.dim()))) if needs[2] else None
     if window is not None:
-        check_input(input, window, indices.ccol.shape[0] - 1)
+        _check_size(input, indices, window)
     grad_input = input.new_empty_strided(input.shape, input.stride()) if needs[0] else None  # it is contiguous
     grad_values = values.new_empty_strided(values.shape, (1,)) if needs[1] else None
     grad_bias = grad.new_empty_strided(grad.shape[1:2], (1,)) if needs[2] else None
@@ -93,6 +96,14 @@ def backward(
         product.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
         _compute(product, input, window)
     return grad_input, grad_values, grad_bias
+
+
+def _check_size(input: Tensor, indices: Indices, window: Window) -> None:
+    """Check that the input fits the window, and that 64 bits can count whatever is made of them."""
+    check_input(input, window, indices.ccol.shape[0] - 1)
+    padded = [length + 2 * padding for length, padding in zip(input.shape[2:], window.padding, strict=True)]
+    if prod(length + min(length, stride) for length, stride in zip(padded, window.stride, strict=True)) > PLACES:
+        raise ValueError(f"input must be smaller with its padding, got {tuple(input.shape)} in {window}.")
 
 
 def _product(

@@ -35,10 +35,25 @@ class Window(NamedTuple):
             ValueError: they are none.
         """
         dims, rest = divmod(len(numbers) - 1, 4)
-        if rest or dims not in (1, 2, 3) or min(numbers) < 0 or min(*numbers[: 1 + 2 * dims], *numbers[-dims:]) < 1:
+        if rest or dims not in (1, 2, 3):
             raise ValueError(f"window must be groups, kernel_size, stride, padding and dilation, got {list(numbers)}.")
         groups, *parts = numbers
-        return cls(*(tuple(parts[i : i + dims]) for i in range(0, 4 * dims, dims)), groups)
+        kernel_size, stride, padding, dilation = (tuple(parts[i : i + dims]) for i in range(0, 4 * dims, dims))
+        window = cls(kernel_size, stride, padding, dilation, groups)
+        window.check()
+        return window
+
+    def check(self) -> None:
+        """Check that it can move over an input.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if min(*self.kernel_size, *self.stride, *self.dilation, self.groups) < 1 or min(self.padding) < 0:
+            raise ValueError(
+                "kernel_size, stride, dilation and groups must be at least 1, and padding at least 0, got "
+                f"{', '.join(f'{name}={given}' for name, given in self._asdict().items())}."
+            )
 
     @property
     def numbers(self) -> list[int]:
@@ -105,8 +120,9 @@ def check_input(input: Tensor, window: Window, columns: int) -> None:
     """Check the shape of an input (batch, in_channels, *size) for a matrix with so many columns.
 
     Raises:
-        ValueError: it has another number of dimensions or channels, or is smaller than the window.
+        ValueError: it has another number of dimensions or channels, or is smaller than the window; or this is none.
     """
+    window.check()
     channels, dims = window.in_channels(columns), len(window.kernel_size)
     if input.dim() != dims + 2 or input.shape[1] != channels:
         raise ValueError(f"input must be (batch, {channels}, {SIZES[dims]}), got {tuple(input.shape)}.")

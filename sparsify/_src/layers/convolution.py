@@ -42,7 +42,8 @@ class SparseConv(SparseMap):
         ValueError, TypeError: density is outside (0, 1], or the rest is nothing that nn.Conv* takes.
     """
 
-    kind: type[nn.Module]
+    _kind: type[nn.Module]
+    _dims: int
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
@@ -69,15 +70,21 @@ class SparseConv(SparseMap):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        for name, size in ("in_channels", in_channels), ("out_channels", out_channels):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
         options: dict[str, Any] = {"padding_mode": padding_mode, "device": "meta"}
-        dense = self.kind(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)
+        dense = self._kind(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)
+        adopt(self, dense)
+        if len(self.kernel_size) != self._dims:
+            raise ValueError(f"kernel_size must be a number, or {self._dims} of them, got {self.kernel_size}.")
+        self.window.check()
         shape = matrix_shape(dense)
         nnz = topology.connection_count(check_density(density), shape)
         flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
         values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
         offsets = None if offset is None else nn.Parameter(offset.to(values))
         self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
-        adopt(self, dense)
 
     @classmethod
     def from_conv(
@@ -93,49 +100,56 @@ class SparseConv(SparseMap):
         Raises:
             TypeError: conv is of another kind.
         """
-        if not isinstance(conv, cls.kind):
-            raise TypeError(f"conv must be an nn.{cls.kind.__name__}, got {type(conv).__name__}.")
+        if not isinstance(conv, cls._kind):
+            raise TypeError(f"conv must be an nn.{cls._kind.__name__}, got {type(conv).__name__}.")
         return cls._from_dense(conv, density, start, generator)
 
     @property
     def window(self) -> Window:  # type: ignore[override]  # of no other sparse layer is it anything
         """How it moves over its input, once that is padded by more than zeros on both sides."""
-        ahead = self._ahead()
-        padding = (0,) * len(self.kernel_size) if ahead else self._padded()
-        return Window(self.kernel_size, self.stride, padding, self.dilation, self.groups)
+        before, after = self._sides()
+        padding = (0,) * self._dims if self._is_padded_ahead(before, after) else before
+        return Window(self.kernel_size, self._each("stride"), padding, self._each("dilation"), self.groups)
 
-    def _padded(self) -> tuple[int, ...]:
-        """How many zeros, or other numbers, come before the input in each dimension."""
-        if self.padding == "same":
-            return tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        return (0,) * len(self.kernel_size) if isinstance(self.padding, str) else self.padding
+    def _each(self, name: str) -> tuple[int, ...]:
+        """An attribute as a number for each dimension; nn.Conv* takes one for all, too."""
+        given = getattr(self, name)
+        if isinstance(given, tuple) and len(given) == self._dims:
+            return given
+        numbers = (given,) if isinstance(given, int) else tuple(given)
+        if len(numbers) not in (1, self._dims):
+            raise ValueError(f"{name} must be a number, or {self._dims} of them, got {given}.")
+        return numbers * self._dims if len(numbers) == 1 else numbers
 
-    def _ahead(self) -> list[int]:
-        """What F.pad is to be given before the product, which pads with as many zeros before as after by itself."""
-        before = self._padded()
-        after = before
+    def _sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How many zeros, or other numbers, come before and after the input in each dimension."""
         if self.padding == "same":
-            whole = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
-            after = tuple(both - one for both, one in zip(whole, before, strict=True))
-        if (self.padding_mode == "zeros" and before == after) or not any(after):
-            return []
-        return [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
+            whole = [d * (k - 1) for d, k in zip(self._each("dilation"), self.kernel_size, strict=True)]
+            return tuple(n // 2 for n in whole), tuple(n - n // 2 for n in whole)
+        both = (0,) * self._dims if isinstance(self.padding, str) else self._each("padding")
+        return both, both
+
+    def _is_padded_ahead(self, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+        """Whether F.pad pads before the product, which by itself pads with as many zeros before as after."""
+        return any(after) and (self.padding_mode != "zeros" or before != after)
 
     def _map(self, input: Tensor, indices: Indices) -> Tensor:
-        values, dims = self.values, len(self.kernel_size)
+        values, dims, window = self.values, self._dims, self.window
         input = checked_images(input, values, self.in_channels, dims)
         is_one = input.dim() == dims + 1
         if is_one:
             input = input.unsqueeze(0)
-        if ahead := self._ahead():
+        before, after = self._sides()
+        if self._is_padded_ahead(before, after):
+            ahead = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input = F.pad(input, ahead, mode)
-        output = kernels.sparse_convolution(input, values, self.bias, indices, self.window)
+            input = F.pad(input, ahead, mode).to(input.dtype)  # autocast pads in float32 in some modes
+        output = kernels.sparse_convolution(input, values, self.bias, indices, window)
         return output.squeeze(0) if is_one else output
 
     def to_conv(self) -> nn.Module:
         """The dense nn.Conv* that computes the same; its parameters are copies."""
-        conv = self.kind(1, 1, 1, bias=False, device="meta")
+        conv = self._kind(1, 1, 1, bias=False, device="meta")
         adopt(conv, self)
         weight = self.to_dense().detach().view(self.weight_shape)
         conv.weight = nn.Parameter(weight, requires_grad=self.values.requires_grad)
@@ -167,7 +181,7 @@ class SparseConv1d(SparseConv):
         torch.Size([8, 32, 96])
     """
 
-    kind = nn.Conv1d
+    _kind, _dims = nn.Conv1d, 1
 
 
 class SparseConv2d(SparseConv):
@@ -200,7 +214,7 @@ class SparseConv2d(SparseConv):
         torch.Size([8, 128, 32, 32])
     """
 
-    kind = nn.Conv2d
+    _kind, _dims = nn.Conv2d, 2
 
 
 class SparseConv3d(SparseConv):
@@ -215,4 +229,4 @@ class SparseConv3d(SparseConv):
         torch.Size([2, 8, 4, 4, 4])
     """
 
-    kind = nn.Conv3d
+    _kind, _dims = nn.Conv3d, 3

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from sparsify._src.layers import registry
+from sparsify._src.layers import counting, registry
 from sparsify._src.layers.matrix import SparseMatrix
 from sparsify._src.layers.samples import Sample, Samples
 from sparsify._src.swap import LOCK
@@ -161,7 +161,7 @@ def _snapshot(copy: SparseMatrix, of_these: Iterable[SparseMatrix], asked: bool 
         _copies.setdefault(original, WeakSet()).add(copy)
         records[original] = Copy(State.of(copy), take_sample(copy), asked=asked, gradients=copy.gradients)
     if records:
-        copy.count_gradients()
+        counting.count_gradients(copy)
         _records[copy] = records
 
 

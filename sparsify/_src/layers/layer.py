@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsify._src import vectors
-from sparsify._src.layers import copies, loading, registry
+from sparsify._src.layers import copies, counting, loading, registry
 from sparsify._src.layers.checkpoint import SPARSE
 from sparsify._src.layers.matrix import SparseMatrix
 from sparsify._src.swap import settle
@@ -43,7 +43,7 @@ class SparseLayer(SparseMatrix):
         if torch.compiler.is_compiling():
             return product(self._held())
         if self.to_count and torch.is_grad_enabled():
-            self._count_gradients()
+            counting.begin(self)
         if self.observer is not None or self.remarks is not None:
             self._tell(self.training and torch.is_grad_enabled())
         while True:

@@ -2,7 +2,7 @@
 
 from functools import partial
 from typing import Any, Protocol
-from weakref import ReferenceType, ref
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -172,20 +172,6 @@ class SparseMatrix(nn.Module):
         """Whether another thread is at work on values and topology, or an interruption has left this half done."""
         return (swap := self.swap) is not None and swap.under_way
 
-    def count_gradients(self) -> None:
-        """Count in `gradients` those that come to the values, from the next forward pass on.
-
-        The layer itself begins then, because another thread may ask than the one that trains it: PyTorch crashes where
-        a hook is registered while a backward pass runs.
-        """
-        self.to_count = self._counted is None or self._counted() is not self._parameters.get("values")
-
-    def _count_gradients(self) -> None:
-        values = self._parameters.get("values")
-        if isinstance(values, nn.Parameter) and values.is_leaf and values.requires_grad:  # not one of torch.func
-            self.to_count, self._counted = False, ref(values)
-            values.register_post_accumulate_grad_hook(partial(_count, ref(self)))  # type: ignore[no-untyped-call]
-
     def _examine(self) -> None:
         with LOCK:  # another thread may be changing all this
             settle(self)
@@ -258,8 +244,3 @@ class SparseMatrix(nn.Module):
             overwriting.put_values(parameter, values, grad)
             overwriting.put_indices(self._buffers, indices)
         self._trust(digest)
-
-
-def _count(matrix: ReferenceType[SparseMatrix], _: Tensor) -> None:
-    if (counting := matrix()) is not None:
-        counting.gradients += 1

@@ -309,6 +309,7 @@ static int NAME(run)(const convolution *c, int64_t from, int64_t images, bool ac
   if (index_of(p->starts, p->index_bytes, 0) != 0 || index_of(p->starts, p->index_bytes, starts) != p->nnz)
     return OUTSIDE;
   if (sources * places + s.before >= INT32_MAX) return NO_MEMORY;  // no machine has a panel of so many vectors
+  if (s.vectors >= INT32_MAX / (across ? 1 : LANES)) return NO_MEMORY;
   // All threads read the tables, the panel, and forward what is prepared.
   const int64_t panel_bytes = ((s.before + sources * places * s.unit + s.after) * REAL_BYTES + 63) / 64 * 64;
   const int64_t leads_bytes = (p->in * 4 + 63) / 64 * 64, begins_bytes = ((p->out + 1) * 8 + 63) / 64 * 64;

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from sparsify._src.layers import copies, registry
+from sparsify._src.layers import copies, counting, registry
 from sparsify._src.layers.checked import Checked
 from sparsify._src.layers.matrix import SparseMatrix
 from sparsify._src.layers.samples import COUNT, Sample, at, holds_share, is_alike, spread
@@ -85,7 +85,7 @@ def _look_at(other: SparseMatrix, alike: Mapping[str, SparseMatrix]) -> set[str]
             return set()
         known.is_trained |= other.gradients != known.gradients
     same = {name for name, layer in alike.items() if layer.digest == other.last_digest}
-    other.count_gradients()
+    counting.count_gradients(other)
     if known.is_trained or known.has_warned:
         return set()
     found = {name for name, layer in alike.items() if _holds(other, layer, known.sample, before, name in same)}

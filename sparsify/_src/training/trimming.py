@@ -57,7 +57,7 @@ def trim(model: nn.Module, drop_fraction: float, optimizer: Trains | Sequence[Tr
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(each).__name__}.")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseMap)}
     if not layers:
-        raise ValueError("model must hold a SparseMap, got none. Make it sparse first: sparsify(model, ...).")
+        raise ValueError("model must hold a sparse layer, got none. Make it sparse first: sparsify(model, ...).")
     evolvers = [each._self_evolver for each in given if isinstance(each, SparseOptimizer)]
     for evolver in evolvers:
         evolver.make_whole()
