@@ -111,8 +111,9 @@ def test_every_layer_left_dense_has_its_reason():
     assert "tied" in found["tied"]
     assert "MultiheadAttention reads" in found["own_attention.out_proj"]
     assert found["elsewhere"] == "the optimizer does not hold it"
-    for name in ("embedding", "own_attention", "conv", "lstm", "bilinear"):
-        assert found[name] == "only linear layers become sparse"
+    assert found["conv"] == "kinds=(nn.Linear, nn.Conv2d) makes it sparse"
+    for name in ("embedding", "own_attention", "lstm", "bilinear"):
+        assert found[name] == "only linear layers and convolutions become sparse"
 
 
 def test_the_report_prints_as_a_table():

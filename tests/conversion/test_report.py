@@ -106,7 +106,7 @@ def test_rows_are_plain_data_one_for_each_layer():
     assert linear["without_inputs"] == layer.without_inputs
     assert (embedding["sparse"], embedding["reason"], embedding["speed_up"]) == (
         False,
-        "only linear layers become sparse",
+        "only linear layers and convolutions become sparse",
         None,
     )
     text = io.StringIO()

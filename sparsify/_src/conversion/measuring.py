@@ -3,14 +3,17 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from sparsify._src.conversion.figures import BATCHES, DENSITIES, GRID, SIZES, Grid, Pair, Place
+from sparsify._src.conversion.figures import BATCHES, DENSITIES, GRID, SIZES, Grid, Pair
+from sparsify._src.conversion.places import Place
 from sparsify._src.kernels.dispatch import best, use
+from sparsify._src.layers.convolution import SparseConv, SparseConv1d, SparseConv2d, SparseConv3d
 from sparsify._src.layers.linear import SparseLinear
 
 
@@ -26,6 +29,14 @@ Timer = Callable[[Mapping[str, Callable[[], object]], float], Runs]
 
 LARGEST = 2**25
 """Weights of a dense layer above which none is measured: it would take 128 MiB, and as much for its gradient."""
+
+MOST_ELEMENTS = 2**26
+"""Numbers that go in and out of a convolution, above which it is not measured: gradients take as much again."""
+
+CONVOLUTIONS: tuple[type[SparseConv], ...] = (SparseConv1d, SparseConv2d, SparseConv3d)
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The other memory format of a batch, by its dimensions."""
 
 SHARE = 0.85
 """Of its time this thread must have a core. On a quiet machine of two cores it was 0.99 and more, beside a process that
@@ -83,17 +94,21 @@ def grid(sizes: Sequence[int], seconds: float = 0.003, timer: Timer = in_turn) -
     return found
 
 
+def is_small(place: Place) -> bool:
+    """Whether a layer is measured there."""
+    return prod(place.shape) <= LARGEST and (place.window is None or place.elements <= MOST_ELEMENTS)
+
+
 def layer(place: Place, nnz: int, seconds: float = 0.2, timer: Timer = in_turn) -> Pair:
-    """Times of one layer, dense and with so many connections.
+    """Times of one layer, dense and with so many connections; of a convolution the better of both memory formats.
 
     Raises:
         Unsteady: something else uses the processor.
     """
     with _undisturbed():
-        layers = _layers((place.out_features, place.in_features), [nnz])
-        runs = _steadily(timer, _variants(layers, place.batch, place.training), seconds)
-    dense, sparse = map(_typical, runs.values())
-    return Pair(dense, {nnz: sparse})
+        runs = _steadily(timer, variants_at(place, [nnz]), seconds)
+    *dense, sparse = map(_typical, runs.values())
+    return Pair(min(dense), {nnz: sparse})
 
 
 def _steadily(timer: Timer, variants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
@@ -124,29 +139,55 @@ def _layers(shape: tuple[int, int], counts: list[int]) -> dict[str, nn.Module]:
     return found
 
 
+def variants_at(place: Place, counts: list[int]) -> dict[str, Callable[[], object]]:
+    """What a loop does with a layer there: dense, of a convolution also in the other memory format, and sparse."""
+    if place.window is None:
+        return _variants(_layers(place.shape, counts), place.batch, place.training)
+    window, dims = place.window, len(place.size)
+    channels = window.in_channels(place.in_features)
+    found: dict[str, Callable[[], object]] = {}
+    with torch.device("cpu"):
+        given: Any = (channels, place.out_features, window.kernel_size)
+        moves: Any = (window.stride, window.padding, window.dilation, window.groups)
+        kind = CONVOLUTIONS[dims - 1]
+        drawn: Any = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": torch.float32}
+        x = torch.full((place.batch, channels, *place.size), 0.5, dtype=torch.float32)
+        grad = torch.full((place.batch, place.out_features, *window.out_size(place.size)), 0.5, dtype=torch.float32)
+        dense = kind.kind(*given, *moves, dtype=torch.float32)
+        found["dense"] = _run(dense, x, grad, place.training)
+        if (other := FORMATS.get(x.dim())) is not None:
+            turned = kind.kind(*given, *moves, dtype=torch.float32).to(memory_format=other)  # type: ignore[call-overload]
+            x_turned, grad_turned = (each.contiguous(memory_format=other) for each in (x, grad))
+            found["dense, channels last"] = _run(turned, x_turned, grad_turned, place.training)
+        for nnz in counts:
+            density = nnz / prod(place.shape)
+            sparse = kind(*given, density, *moves, **drawn)
+            found[str(nnz)] = _run(sparse, x, grad, place.training)
+    return found
+
+
 def _variants(layers: Mapping[str, nn.Module], batch: int, training: bool) -> dict[str, Callable[[], object]]:
-    """What a loop does with each layer."""
+    """What a loop does with each linear layer."""
     first: nn.Linear = layers["dense"]  # type: ignore[assignment]
     x = torch.full((batch, first.in_features), 0.5, device="cpu", dtype=torch.float32)
     grad = torch.full((batch, first.out_features), 0.5, device="cpu", dtype=torch.float32)
-    leaf = x.clone().requires_grad_()
+    return {name: _run(layer, x, grad, training) for name, layer in layers.items()}
 
-    def train(layer: nn.Module) -> Callable[[], None]:
-        def run() -> None:
-            leaf.grad = None
-            layer.zero_grad()
-            layer(leaf).backward(grad)
 
-        return run
+def _run(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor, training: bool) -> Callable[[], object]:
+    """What a loop does with a layer: forward and backward, or forward alone."""
+    leaf = x.detach().requires_grad_()  # of the same numbers
 
-    def infer(layer: nn.Module) -> Callable[[], None]:
-        def run() -> None:
-            with torch.no_grad():
-                layer(x)
+    def train() -> None:
+        leaf.grad = None
+        layer.zero_grad()
+        layer(leaf).backward(grad)
 
-        return run
+    def infer() -> None:
+        with torch.no_grad():
+            layer(x)
 
-    return {name: (train if training else infer)(layer) for name, layer in layers.items()}
+    return train if training else infer
 
 
 @contextmanager
