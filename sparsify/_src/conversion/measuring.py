@@ -99,16 +99,17 @@ def is_small(place: Place) -> bool:
     return prod(place.shape) <= LARGEST and (place.window is None or place.elements <= MOST_ELEMENTS)
 
 
-def layer(place: Place, nnz: int, seconds: float = 0.2, timer: Timer = in_turn) -> Pair:
-    """Times of one layer, dense and with so many connections; of a convolution the better of both memory formats.
+def layer(place: Place, *counts: int, seconds: float = 0.2, timer: Timer = in_turn) -> Pair:
+    """Times of one layer, dense (of a convolution in the better of both memory formats) and with so many connections.
 
     Raises:
         Unsteady: something else uses the processor.
     """
     with _undisturbed():
-        runs = _steadily(timer, variants_at(place, [nnz]), seconds)
-    *dense, sparse = map(_typical, runs.values())
-    return Pair(min(dense), {nnz: sparse})
+        runs = _steadily(timer, variants_at(place, counts), seconds)
+    times = [_typical(own) for own in runs.values()]
+    dense, sparse = times[: -len(counts)], times[-len(counts) :]
+    return Pair(min(dense), dict(zip(counts, sparse, strict=True)))
 
 
 def _steadily(timer: Timer, variants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
@@ -125,7 +126,7 @@ def _typical(times: list[float]) -> float:
     return float(np.quantile(times, 0.25))
 
 
-def _layers(shape: tuple[int, int], counts: list[int]) -> dict[str, nn.Module]:
+def _layers(shape: tuple[int, int], counts: Sequence[int]) -> dict[str, nn.Module]:
     """A dense layer, and one with so many connections for each count. Their numbers do not matter."""
     dense = nn.Linear(shape[1], shape[0], device="meta", dtype=torch.float32).to_empty(device="cpu")
     for parameter in dense.parameters():
@@ -139,29 +140,25 @@ def _layers(shape: tuple[int, int], counts: list[int]) -> dict[str, nn.Module]:
     return found
 
 
-def variants_at(place: Place, counts: list[int]) -> dict[str, Callable[[], object]]:
+def variants_at(place: Place, counts: Sequence[int]) -> dict[str, Callable[[], object]]:
     """What a loop does with a layer there: dense, of a convolution also in the other memory format, and sparse."""
     if place.window is None:
         return _variants(_layers(place.shape, counts), place.batch, place.training)
-    window, dims = place.window, len(place.size)
-    channels = window.in_channels(place.in_features)
-    found: dict[str, Callable[[], object]] = {}
+    window, kind = place.window, CONVOLUTIONS[len(place.size) - 1]
+    channels, outs = window.in_channels(place.in_features), place.out_features
+    made: Any = {"in_channels": channels, "out_channels": outs, **window._asdict(), "dtype": torch.float32}
+    generator, found = torch.Generator("cpu").manual_seed(0), {}
     with torch.device("cpu"):
-        given: Any = (channels, place.out_features, window.kernel_size)
-        moves: Any = (window.stride, window.padding, window.dilation, window.groups)
-        kind = CONVOLUTIONS[dims - 1]
-        drawn: Any = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": torch.float32}
         x = torch.full((place.batch, channels, *place.size), 0.5, dtype=torch.float32)
-        grad = torch.full((place.batch, place.out_features, *window.out_size(place.size)), 0.5, dtype=torch.float32)
-        dense = kind.kind(*given, *moves, dtype=torch.float32)
+        grad = torch.full((place.batch, outs, *window.out_size(place.size)), 0.5, dtype=torch.float32)
+        dense = kind.kind(**made)
         found["dense"] = _run(dense, x, grad, place.training)
         if (other := FORMATS.get(x.dim())) is not None:
-            turned = kind.kind(*given, *moves, dtype=torch.float32).to(memory_format=other)  # type: ignore[call-overload]
-            x_turned, grad_turned = (each.contiguous(memory_format=other) for each in (x, grad))
-            found["dense, channels last"] = _run(turned, x_turned, grad_turned, place.training)
+            dense = kind.kind(**made).to(memory_format=other)  # type: ignore[call-overload]
+            turned, grads = x.contiguous(memory_format=other), grad.contiguous(memory_format=other)
+            found["dense, channels last"] = _run(dense, turned, grads, place.training)
         for nnz in counts:
-            density = nnz / prod(place.shape)
-            sparse = kind(*given, density, *moves, **drawn)
+            sparse = kind(**made, density=nnz / prod(place.shape), generator=generator)
             found[str(nnz)] = _run(sparse, x, grad, place.training)
     return found
 

@@ -112,7 +112,7 @@ def plan(
         return found
     if not losing.is_asked(skip):
         return _with_skip(found, skipping, decision, skip, use, seen)
-    lost = [name for name, reason in decision.reasons.items() if reason.kind is Kind.LOSING]
+    lost = [name for name in decision.maps if (why := decision.reasons.get(name)) and why.kind is Kind.LOSING]
     return _to_paste(found, lost, ()) if lost and seen is not None else found
 
 
