@@ -94,7 +94,8 @@ def _layer(held: list[Any]) -> tuple[Place, Pair]:
         raise ValueError("times must be above 0")
     place = Place(bool(training), int(outs), int(ins), int(batch))
     if moved:  # of a convolution
-        window, size = Window.of([*map(int, moved[0])]), tuple(map(int, moved[1]))
+        numbers, sides = moved
+        window, size = Window.of([*map(int, numbers)]), tuple(map(int, sides))
         place = place._replace(window=window, size=size)
         if len(size) != len(window.kernel_size) or place.pixels < 1:
             raise ValueError("sizes must be those of an input")
