@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify import SET, plan, sparsify, summary
 from sparsify._src.conversion import speed
+from sparsify._src.conversion.examples import seen
 from sparsify._src.conversion.places import Place
 from sparsify._src.kernels.window import Window
 from tests.support.models import mlp
@@ -410,6 +411,15 @@ def test_an_example_that_the_model_cannot_take_says_what_the_model_raised():
         summary(nn.Linear(3, 3), example={"input": torch.ones(2, 4), "y": 3})
 
 
+def test_a_model_that_cannot_be_run_in_training_mode_may_be_in_the_other():
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.ones(1, 3)
+    with pytest.raises(
+        ValueError, match=r"more than 1 value per channel when training, .*here in training mode; model\.eval"
+    ):
+        plan(model, 0.5, example=x)
+    assert plan(model.eval(), 0.5, example=x).layers[0].dense_multiply_adds == 9
+
+
 def test_a_lazy_model_is_refused():
     with pytest.raises(ValueError, match=r"model must know its shapes, got an uninitialized LazyConv2d in layer '1'\."):
         plan(nn.Sequential(nn.Linear(3, 3), nn.LazyConv2d(3, 3)), 0.5, example=torch.ones(3, 3))
@@ -422,7 +432,7 @@ def state(model, x):
     """All that a forward pass might change."""
     tensors = [*model.parameters(), *model.buffers(), x]
     grads = [None if p.grad is None else (p.grad, p.grad.clone(), p.grad._version) for p in model.parameters()]
-    generators = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    generators = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
     attributes = [{name: id(value) for name, value in vars(module).items()} for module in model.modules()]
     held = [value for module in model.modules() for value in vars(module).values()]
     inside = [[(key, id(each)) for key, each in value.items()] for value in held if isinstance(value, dict)]
@@ -485,12 +495,37 @@ def test_the_model_the_example_and_the_generators_are_as_they_were(kind, trainin
         assert same(after, before)
 
 
+def test_buffers_of_parametrizations_are_as_they_were():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    before = [buffer.clone() for buffer in model.buffers()]
+    seen(model, torch.ones(2, 4))
+    assert len(before) == 2
+    assert all(map(torch.equal, model.buffers(), before))
+
+
+def test_modules_that_share_a_buffer_share_it_in_the_pass_too():
+    class Counts(nn.Module):
+        def __init__(self, steps):
+            super().__init__()
+            self.register_buffer("steps", steps)
+
+        def forward(self, x):
+            self.steps += 1
+            return x.repeat(int(self.steps), 1)
+
+    steps = torch.zeros(())
+    model = nn.Sequential(Counts(steps), Counts(steps), nn.Linear(4, 4))
+    assert dense_adds(summary(model, example=torch.ones(1, 4))) == {"2": 16 * 2}
+    assert model[0].steps is model[1].steps is steps
+    assert steps == 0
+
+
 def test_hooks_of_the_users_run_and_what_they_change_counts():
-    model, seen = mlp(6, 6, 6), []
+    model, ran = mlp(6, 6, 6), []
     model[0].register_forward_pre_hook(lambda module, args: (args[0][:2],))
-    model[0].register_forward_hook(lambda module, args, output: seen.append(1) or output.repeat(5, 1))
+    model[0].register_forward_hook(lambda module, args, output: ran.append(1) or output.repeat(5, 1))
     assert dense_adds(plan(model, 0.5, example=torch.randn(4, 6))) == {"0": 36 * 2, "2": 36 * 10}
-    assert seen == [1]
+    assert ran == [1]
 
 
 def test_nobody_is_told_that_sparse_layers_were_evaluated():
@@ -509,6 +544,7 @@ def test_nobody_is_told_that_sparse_layers_were_evaluated():
         assert all(vars(layer)[name] is attributes[name] for name in attributes.keys() | vars(layer).keys())
         assert layer.indices() is indices
         assert [layer.remarks, layer.observer] == told
+        assert not layer._forward_hooks
     with pytest.warns(UserWarning, match="The model is evaluated"):
         model.eval()(torch.ones(2, 20))
 

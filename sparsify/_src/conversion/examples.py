@@ -67,9 +67,9 @@ def seen(model: nn.Module, example: object) -> Seen:
                 "forward pass first."
             )
     to_meta = any(parameter.is_meta for parameter in model.parameters())
-    found, watching = _watched(model)
     with ExitStack() as stack:
         stack.enter_context(untouched(model, to_meta))
+        found, watching = _watched(model)  # within: to read a weight may be to compute it
         for watched, note in watching.items():
             hook = watched.register_forward_hook(note, prepend=True, with_kwargs=True)
             stack.callback(hook.remove)
@@ -82,7 +82,7 @@ def seen(model: nn.Module, example: object) -> Seen:
         try:
             model(*args, **kwargs)
         except Exception as error:  # whatever the model, or a hook of its user's, may raise
-            raise ValueError(_fault(args, kwargs, error, to_meta)) from error
+            raise ValueError(_fault(model, args, kwargs, error)) from error
     return {name: None if None in each else tuple(filter(None, each)) for name, each in found.items()}
 
 
@@ -147,8 +147,8 @@ def _copied(given: Any, to_meta: bool) -> Any:
     return given
 
 
-def _fault(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception, to_meta: bool) -> str:
-    """What an error says."""
+def _fault(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> str:
+    """What is said where `model` raised `error`."""
 
     def written(value: object) -> str:
         return described(value) if isinstance(value, Tensor) else shown(value)
@@ -157,7 +157,9 @@ def _fault(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception, t
     words = " ".join(str(error).split())
     words = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
     way_out = "A tuple holds positional arguments, a dict those by name."
-    if to_meta:
+    if model.training and "training" in words:
+        way_out = "It is run as it is, here in training mode; model.eval() before is another."
+    if any(parameter.is_meta for parameter in model.parameters()):
         way_out = "On the meta device there are sizes, but no numbers: what depends on numbers cannot run."
     return (
         f"example must be what the model can be called with, got ({', '.join(each)}): the model raised "
