@@ -58,7 +58,7 @@ def plan(
             of linear layers are told, 128 where not given; `skip="losing"` judges at 128, as `sparsify` does.
         training: whether speeds are told of forward and backward; False tells of forward alone, under no_grad.
         measure: whether to measure this machine, for two or three seconds, and each layer that would be sparse, for a
-            fifth of a second or a few runs, dense and sparse (layers beyond 2**25 weights not, convolutions with an
+            tenth of a second or a few runs, dense and sparse (layers beyond 2**25 weights not, convolutions with an
             example alone, and of those whose runs would take seconds fewer rows or images). What is found is kept
             on disk, in `$SPARSIFY_CACHE` or the user's folder for caches, for this processor, number of threads,
             release of torch and compiled library: later plans, `summary` and `skip="losing"` find it there, and it is
