@@ -62,4 +62,5 @@ def test_it_trains_evolves_evaluates_saves_and_loads(name, tmp_path):
 def test_convolutions_and_position_embeddings_are_reported():
     rows = {row.name: row for row in plan(MODELS["ViT"](), 0.3).dense}
     assert rows["patch_embed.proj"].kind == "Conv2d"
-    assert {rows[name].reason for name in ("patch_embed.proj", "")} == {"only linear layers become sparse"}
+    assert rows["patch_embed.proj"].reason == "kinds=(nn.Linear, nn.Conv2d) makes it sparse"
+    assert rows[""].reason == "only linear layers and convolutions become sparse"

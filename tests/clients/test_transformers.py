@@ -177,7 +177,7 @@ def test_what_is_no_linear_layer_is_reported():
     rows = {row.name: row for row in plan(mixtral(), 0.3).dense}
     experts = [row for row in rows.values() if "expert" in row.kind.lower()]
     assert len(experts) == 2
-    assert {row.reason for row in experts} == {"only linear layers become sparse"}
+    assert {row.reason for row in experts} == {"only linear layers and convolutions become sparse"}
 
 
 def conv1d(dtype=torch.float64):

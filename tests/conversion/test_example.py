@@ -202,9 +202,13 @@ def test_what_computes_nobody_knows_what_is_left_out_and_named():
         def forward(self, x):
             return x
 
-    model = nn.Sequential(nn.Linear(3, 3), OwnAttention(3, 1), Own(), OwnLinear(3, 3))
+    class Joined(nn.Linear):
+        def forward(self, x):
+            return torch.cat([super().forward(x), x], -1)
+
+    model = nn.Sequential(nn.Linear(3, 3), OwnAttention(3, 1), Own(), Joined(3, 3), OwnLinear(6, 3))
     report = plan(model, 0.5, example=torch.randn(2, 3))
-    assert adds(report) == {"0": 4 * 2, "1": None, "1.out_proj": None, "2": None, "3": None}
+    assert adds(report) == {"0": 4 * 2, "1": None, "1.out_proj": None, "2": None, "3": None, "4": None}
     assert report.totals[-1].multiply_adds == 8
     assert report.layers[-1].milliseconds is None
     assert report.notes[-1] == (
