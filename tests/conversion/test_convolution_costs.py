@@ -29,30 +29,30 @@ def test_the_work_of_a_dense_convolution():
 
 
 @pytest.mark.parametrize(
-    ("images", "lanes", "pixels"),
+    ("images", "lanes", "steps"),
     [
-        (32, 16, 32 * 30),
-        (33, 16, 32 * 30 + 64),  # 8 x 7 places in vectors of 16
-        (40, 16, 32 * 30 + 8 * 64),  # no more than half of the lanes would hold an image
-        (41, 16, 48 * 30),
-        (41, 8, 40 * 30 + 56),
-        (1, 4, 56),
+        (32, 16, 2 * 40),  # strips of 8, 8, 8 and 6 of the 30 pixels' vectors, and two for each
+        (33, 16, 2 * 40 + 6),  # and one of 4: 8 x 7 places in vectors of 16
+        (40, 16, 2 * 40 + 4 * 10),  # no more than half of the lanes would hold an image: 8 x 4 vectors
+        (41, 16, 3 * 40),
+        (41, 8, 5 * 40 + 9),
+        (1, 4, 2 * 9),
     ],
 )
-def test_lanes_that_hold_nothing_cost_as_others(images, lanes, pixels):
-    assert sparse_work(at(images), 10, lanes).tolist() == [1, 10 * pixels, 16 * 30 * images, 10]
+def test_lanes_that_hold_nothing_cost_as_others(images, lanes, steps):
+    assert sparse_work(at(images), 10, lanes).tolist() == [1, 10 * lanes * steps, 16 * 30 * images, 10]
     assert len(SPARSE) == 4
 
 
 def test_with_a_stride_a_vector_has_places_of_one_phase():
     strided = at(1, window=WINDOW._replace(stride=(2, 2)))
-    assert sparse_work(strided, 1, 16)[1] == 16, "4 x 4 of 8 x 7"
+    assert sparse_work(strided, 1, 16)[1] == 16 * 3, "4 x 4 of 8 x 7: one vector"
 
 
 def test_a_time_is_the_sum_of_what_the_work_costs_and_training_is_another():
     assert COSTS.of_dense(PLACE) == pytest.approx(2 + PLACE.multiply_adds / 1000)
     assert COSTS.of_dense(PLACE._replace(training=False)) == 1
-    assert COSTS.of_sparse(PLACE, 10) == pytest.approx(3 + 10 * 960 / 1000)
+    assert COSTS.of_sparse(PLACE, 10) == pytest.approx(3 + 10 * 16 * 80 / 1000)
 
 
 def test_without_our_kernels_a_convolution_is_no_faster_than_dense():

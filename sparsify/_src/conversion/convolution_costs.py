@@ -20,8 +20,11 @@ DENSE = ("call", "multiply-add", "output and tap", "input and tap", "number in a
 """Kinds of work of a dense convolution. With few channels in or out a multiply-add costs more: the third and the fourth
 are multiply-adds divided by the input channels and by the output channels of a group."""
 
-SPARSE = ("call", "multiply-add of a connection", "number in and out", "connection")
-"""Kinds of work of a sparse one. Lanes that hold no image multiply too, and count."""
+SPARSE = ("call", "step of a lane", "number in and out", "connection")
+"""Kinds of work of a sparse one. Each connection steps along the vectors of the output, whatever their lanes hold."""
+
+STRIPS = (8, 7, 6, 4, 2, 1)
+"""Vectors that are summed up together, as native/convolution.c chooses them: each strip costs two steps more."""
 
 BY_DENSE_WEIGHT = 5e-6
 """Milliseconds for each weight, where no kernel of ours computes: a dense weight is made of the connections."""
@@ -63,19 +66,24 @@ def dense_work(place: Place) -> Numbers:
 
 def sparse_work(place: Place, nnz: int, lanes: int) -> Numbers:
     """How much of each kind of `SPARSE` there is."""
-    return np.array([1, nnz * _lanes_used(place, lanes), place.elements, nnz], float)
+    return np.array([1, nnz * lanes * _steps(place, lanes), place.elements, nnz], float)
 
 
-def _lanes_used(place: Place, lanes: int) -> int:
-    """How often a connection is multiplied, whatever the lanes hold: see native/convolution.c."""
+def _steps(place: Place, lanes: int) -> int:
+    """How many steps a connection takes: see native/convolution.c."""
     window = place.window
     assert window is not None
-    rest = place.batch % lanes
+    panels, rest = divmod(place.batch, lanes)
     if 2 * rest > lanes:  # a vector has a pixel of so many images, though some are none
-        return (place.batch - rest + lanes) * place.pixels
+        return (panels + 1) * _along(place.pixels)
     sides = zip(place.size, window.padding, window.stride, strict=True)
     area = prod(-(-(length + 2 * padding) // stride) for length, padding, stride in sides)
-    return (place.batch - rest) * place.pixels + rest * -(-area // lanes) * lanes  # or of so many pixels of one image
+    return panels * _along(place.pixels) + _along(rest * -(-area // lanes))  # or of so many pixels of one image
+
+
+def _along(vectors: int) -> int:
+    """Steps along so many vectors."""
+    return min(-(-vectors // width) * (width + 2) for width in STRIPS)
 
 
 def fitted(work: Sequence[Numbers], times: Sequence[float]) -> tuple[float, ...]:
