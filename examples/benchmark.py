@@ -35,7 +35,9 @@ from torch.nn import functional as F
 
 from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, plan, sparsify
 from sparsify._src import kernels
-from sparsify._src.conversion import built_in, figures, measuring, processor, speed
+from sparsify._src.conversion import built_in, convolution_costs, figures, measuring, processor, speed
+from sparsify._src.conversion.places import Place
+from sparsify._src.kernels.window import Window
 from sparsify._src.topology import Indices
 from sparsify.evolution import by_gradient, by_gradient_among, uniformly
 
@@ -364,6 +366,52 @@ def fit(seconds: float) -> None:
         grid[:, k] = measuring.grid([size], seconds)[:, k]
         console.print(f"measured {size} x {size}")
     print(built_in.written(grid))
+    print(built_in.written_costs(fit_convolutions(seconds)))
+
+
+FITTED = (
+    (3, 64, 7, 2, 64, 32, 1),
+    (3, 32, 3, 1, 32, 128, 1),
+    (16, 16, 3, 1, 32, 128, 1),
+    (32, 64, 5, 1, 16, 128, 1),
+    (64, 64, 3, 1, 16, 64, 1),
+    (64, 64, 3, 1, 56, 16, 1),
+    (64, 64, 1, 1, 32, 32, 1),
+    (64, 256, 1, 1, 28, 16, 1),
+    (256, 64, 1, 1, 28, 16, 1),
+    (64, 128, 3, 2, 32, 64, 1),
+    (128, 128, 3, 1, 16, 32, 1),
+    (128, 128, 3, 1, 8, 128, 4),
+    (256, 256, 3, 1, 8, 64, 1),
+    (256, 256, 3, 1, 14, 4, 1),
+    (256, 256, 3, 1, 14, 1, 1),
+    (1024, 256, 1, 1, 14, 16, 1),
+    (512, 512, 3, 1, 4, 64, 1),
+    (512, 512, 3, 1, 7, 16, 1),
+)
+"""Convolutions that coefficients are fitted to: channels in and out, kernel, stride, size, images, groups."""
+
+
+def fit_convolutions(seconds: float) -> convolution_costs.Costs:
+    """Measure convolutions on this machine, and find what a unit of each kind of work costs here."""
+    lanes, dense, sparse = built_in.LANES.get(speed.form(), 0), [], []
+    for training in False, True:
+        work, times, sparse_work, sparse_times = [], [], [], []
+        for ins, outs, kernel, stride, size, images, groups in FITTED:
+            window = Window((kernel,) * 2, (stride,) * 2, (kernel // 2,) * 2, (1, 1), groups)
+            place = Place(training, outs, ins // groups * kernel**2, images, window, (size, size))
+            counts = [round(density * place.out_features * place.in_features) for density in (0.01, 0.1, 0.3)]
+            pair = measuring.layer(place, *counts, seconds=seconds)
+            work.append(convolution_costs.dense_work(place))
+            times.append(pair.dense)
+            sparse_work += [convolution_costs.sparse_work(place, nnz, max(1, lanes)) for nnz in counts]
+            sparse_times += pair.sparse.values()
+        for name, found, kinds, ms in ("dense", dense, work, times), ("sparse", sparse, sparse_work, sparse_times):
+            found.append(convolution_costs.fitted(kinds, ms))
+            off = np.exp(np.abs(np.log(np.stack(kinds) @ found[-1] / np.array(ms))))
+            use = "training" if training else "inference"
+            console.print(f"{name} convolutions, {use}: off by {np.median(off) - 1:.0%}, {off.max():.2f} times at most")
+    return convolution_costs.Costs(lanes, tuple(dense), tuple(sparse), "this machine")
 
 
 def planned(

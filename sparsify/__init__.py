@@ -7,8 +7,9 @@ from typing import Any
 from sparsify import evolution, interchange, kernels
 from sparsify._src.api import sparsify
 from sparsify._src.conversion.distributions import epsilon, erdos_renyi, uniform
+from sparsify._src.conversion.layer_report import LayerReport
 from sparsify._src.conversion.planning import plan, summary
-from sparsify._src.conversion.report import LayerReport, Report
+from sparsify._src.conversion.report import Report
 from sparsify._src.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
 from sparsify._src.evolution.grown_values import fan_in_uniform, zeros
 from sparsify._src.interchange import densify

@@ -10,11 +10,11 @@ from sparsify._src.conversion.figures import (
     SIZES,
     Figures,
     Pair,
-    Place,
     filled,
     is_grid,
     joined,
 )
+from sparsify._src.conversion.places import Place
 
 
 def grid(training=1.0):

@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 
 from sparsify._src.conversion import figures_file
-from sparsify._src.conversion.figures import GRID, Pair, Place
+from sparsify._src.conversion.figures import GRID, Pair
 from sparsify._src.conversion.figures_file import Kept, folder, path, read, write
+from sparsify._src.conversion.places import Place
+from sparsify._src.kernels.window import Window
 
 KEY = {"processor": {"model name": "Abacus"}, "threads": 2}
-KEPT = Kept("2026-01-02", np.full(GRID, 0.5), {Place(True, 3, 4, 8): Pair(2.0, {5: 1.0, 7: 1.5})})
+LAYERS = {
+    Place(True, 3, 4, 8): Pair(2.0, {5: 1.0, 7: 1.5}),
+    Place(False, 3, 18, 16, Window((3, 3), (2, 1), (1, 0), (1, 2), 2), (9, 10)): Pair(3.0, {5: 1.0}),
+    Place(True, 3, 6, 16, Window((3,), (2,), (1,), (1,)), (9,)): Pair(4.0, {5: 1.0}),
+}
+KEPT = Kept("2026-01-02", np.full(GRID, 0.5), LAYERS)
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +55,10 @@ def test_a_broken_file_is_as_none(where):
         ("layers", [[True, 3, 4, 8, -1.0, []]]),
         ("layers", [[True, 3]]),
         ("layers", 5),
+        ("layers", [[True, 3, 18, 8, 1.0, [], [1, 3, 3, 1], [9, 9]]]),
+        ("layers", [[True, 3, 18, 8, 1.0, [], [1, 3, 3, 1, 1, 0, 0, 1, 1], [9]]]),
+        ("layers", [[True, 3, 18, 8, 1.0, [], [1, 3, 3, 1, 1, 0, 0, 1, 1], [9, 2]]]),
+        ("layers", [[True, 3, 18, 8, 1.0, [], [1, 3, 3, 1, 1, 0, 0, 1, 1]]]),
         ("key", {}),
     ],
 )

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify import SparseLinear
+from sparsify import SparseConv2d, SparseLinear
 from sparsify._src.conversion import measuring
-from sparsify._src.conversion.figures import BATCHES, SIZES, Pair, Place
+from sparsify._src.conversion.figures import BATCHES, SIZES, Pair
 from sparsify._src.conversion.measuring import Runs, Unsteady
+from sparsify._src.conversion.places import Place
+from sparsify._src.kernels.window import Window
 
 
 def ran_once(share=1.0):
@@ -77,6 +79,45 @@ def test_a_layer_is_measured_dense_and_sparse():
     timer, seen = ran_once()
     assert measuring.layer(Place(True, 20, 30, 4), 50, timer=timer) == Pair(1.0, {50: 2.0})
     assert seen == [2]
+
+
+@pytest.mark.parametrize(
+    ("dims", "formats"), [(1, 1), (2, 2), (3, 2)], ids=["no other format", "channels_last", "channels_last_3d"]
+)
+def test_a_convolution_is_measured_in_both_memory_formats_and_the_better_counts(dims, formats):
+    window = Window((3,) * dims, (2,) * dims, (1,) * dims, (1,) * dims, 2)
+    place = Place(True, 6, 2 * 3**dims, 5, window, (7,) * dims)
+    timer, seen = ran_once()
+    found = measuring.layer(place, 20, 30, timer=timer)
+    assert seen == [formats + 2]
+    assert found == Pair(1.0, {20: 1.0 + formats, 30: 2.0 + formats})
+    backwards = lambda variants, seconds: Runs({name: [9.0 - k] for k, name in enumerate(variants)}, 1.0)  # noqa: E731
+    assert measuring.layer(place, 20, timer=backwards).dense == 10.0 - formats
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_convolutions_do_what_a_loop_does(training, monkeypatch):
+    ran = []
+    monkeypatch.setattr(measuring, "_run", lambda *given: lambda: ran.append(given))
+    place = Place(training, 6, 36, 5, Window((3, 3), (2, 2), (1, 1), (1, 1), 2), (7, 8))
+    for run in measuring.variants_at(place, [20]).values():
+        run()
+    assert [type(layer) for layer, *_ in ran] == [nn.Conv2d, nn.Conv2d, SparseConv2d]
+    assert ran[2][0].nnz == 20
+    for layer, x, grad, trains in ran:
+        assert (layer(x).shape, x.shape, trains) == (grad.shape, (5, 8, 7, 8), training)
+    contiguous = [x.is_contiguous() and grad.is_contiguous() for _, x, grad, _ in ran]
+    assert contiguous == [True, False, True]
+    assert ran[1][1].is_contiguous(memory_format=torch.channels_last)
+    assert ran[1][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_takes_too_much_memory_is_not_measured():
+    assert measuring.is_small(Place(True, 2**12, 2**13, 128))
+    assert not measuring.is_small(Place(True, 2**12, 2**13 + 1, 128))
+    window = Window((1, 1), (1, 1), (0, 0), (1, 1))
+    assert measuring.is_small(Place(True, 1, 1, 2**5, window, (2**10, 2**10)))
+    assert not measuring.is_small(Place(True, 1, 1, 2**6, window, (2**10, 2**10)))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify import GMP, kernels, plan, sparsify, summary
 from sparsify._src.conversion import built_in, figures_file, measuring, speed
-from sparsify._src.conversion.figures import GRID, SIZES, Pair, Place
+from sparsify._src.conversion.figures import GRID, SIZES, Pair
 from sparsify._src.conversion.measuring import Unsteady
+from sparsify._src.conversion.places import Place
 from sparsify._src.conversion.speed import Use, dense_milliseconds, milliseconds, speed_up
+from sparsify._src.kernels.window import Window
 from sparsify._src.native import library
 from tests.support.marks import needs_native
 
@@ -192,6 +194,47 @@ def test_what_is_sparse_already_is_measured_too_and_what_is_elsewhere_is_not(mac
     monkeypatch.setattr(speed, "is_known", lambda device: False)
     plan(nn.Linear(70, 70), 0.1, measure=True)
     assert len(machine.layers) == 2
+
+
+def test_with_an_example_layers_are_measured_at_their_sizes_convolutions_too(machine):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(2), nn.Linear(16, 100), nn.Linear(100, 10))
+    given = {"kinds": (nn.Linear, nn.Conv2d), "example": torch.randn(20, 3, 8, 8)}
+    before = plan(model, {"1": 0.5, "3": 0.5}, **given)
+    assert machine.layers == []
+    report = plan(model, {"1": 0.5, "3": 0.5}, measure=True, **given)
+    window = Window((3, 3), (1, 1), (0, 0), (1, 1))
+    assert machine.layers == [
+        (Place(True, 8, 72, 20, window, (6, 6)), 288),
+        (Place(True, 100, 16, 160), 800),
+    ]
+    assert [row.speed_up for row in report.sparse] == [pytest.approx(6 / 1.288), pytest.approx(6 / 1.8)]
+    factor = 6 / before.layers[1].dense_milliseconds
+    assert report.layers[0].milliseconds == pytest.approx(factor * before.layers[0].milliseconds), "left dense"
+    assert "built-in" in before.told
+    assert "built-in" not in report.told
+    restarted()
+    assert plan(model, {"1": 0.5, "3": 0.5}, measure=True, **given) == report
+    assert summary(sparsify(model, None, {"1": 0.5, "3": 0.5}, kinds=given["kinds"])[0], example=given["example"]).told
+    assert (len(machine.grids), len(machine.layers)) == (1, 2)
+
+
+def test_where_no_convolution_was_measured_the_plan_says_whose_figures_it_tells(machine):
+    plan(nn.Linear(100, 200), 0.1, measure=True)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    report = plan(model, {"1": 0.5}, kinds=nn.Conv2d, example=torch.randn(4, 3, 8, 8))
+    assert report.told.startswith("measured on this machine with ")
+    assert "; of convolutions built-in figures of an " in report.told
+    assert "convolutions" not in plan(nn.Linear(100, 200), 0.1).told
+
+
+def test_losing_is_decided_anew_with_an_example_until_all_was_measured(machine):
+    """Measured, those of more than 5000 connections lose."""
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 40, 3), nn.Conv2d(40, 8, 3))
+    given = {"kinds": (nn.Conv2d,), "example": torch.randn(16, 3, 9, 9), "measure": True}
+    report = plan(model, {"0": 0.5, "1": 0.5, "2": 0.5}, skip="losing", **given)
+    assert [row.name for row in report.sparse] == ["0", "2"]
+    assert report.skip == ("1",)
+    assert {place.out_features for place, _ in machine.layers} == {64, 40, 8}
 
 
 @pytest.mark.parametrize("change", ["threads", "torch", "library"])

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from sparsify._src.conversion.convolution_costs import DENSE, SPARSE, Costs
 from sparsify._src.conversion.figures import GRID, Figures, Grid
 
 XEON_AVX512 = """
@@ -63,6 +64,33 @@ EPYC_AVX512 = """
 """An AMD EPYC (Zen 4). Training is a model that was fitted to layers measured at batch 128 there; how
 it changes with the batch, and inference, are as on the Xeon."""
 
+# PLACEHOLDERS: to be replaced by what `python examples/benchmark.py --fit` prints on these machines.
+CONVOLUTIONS = {
+    "XEON_AVX512": """
+.02 1.2e-8 1e-7 1e-7 4e-7 1e-6
+.1 3.6e-8 3e-7 3e-7 1.5e-6 4e-6
+.03 2.5e-8 5e-7 5e-6
+.12 8e-8 1.5e-6 1.5e-5
+""",
+    "XEON_AVX2": """
+.02 2.4e-8 1.5e-7 1.5e-7 4e-7 1e-6
+.1 7.2e-8 4.5e-7 4.5e-7 1.5e-6 4e-6
+.03 5e-8 5e-7 5e-6
+.12 1.6e-7 1.5e-6 1.5e-5
+""",
+    "EPYC_AVX512": """
+.02 1.5e-8 1e-7 1e-7 4e-7 1e-6
+.1 5e-8 3e-7 3e-7 1.5e-6 4e-6
+.03 2.5e-8 5e-7 5e-6
+.1 8e-8 1.5e-6 1.5e-5
+""",
+}
+"""What work of convolutions costs, in milliseconds apiece: first dense ones (`convolution_costs.DENSE`), forward under
+no_grad and then forward and backward, below it sparse ones (`SPARSE`)."""
+
+LANES = {"AVX-512": 16, "AVX2": 8, "baseline": 4}
+"""float32 numbers in a vector of our kernels'; where others compute, convolutions have a dense weight."""
+
 SLOWER = {"aten": 4.0, "torch_sparse": 15.0}
 """How many times slower than our own kernels the others were on the EPYC, 1024 and 4096 wide."""
 
@@ -74,21 +102,37 @@ def nearest(described: Mapping[str, str], form: str) -> Figures:
         described: this processor (`processor.described`).
         form: its kernels (`speed.form`).
     """
-    table, words = XEON_AVX512, "an Intel Xeon with AVX-512"
+    name, table, words = "XEON_AVX512", XEON_AVX512, "an Intel Xeon with AVX-512"
     if form in ("AVX2", "baseline"):
-        table, words = XEON_AVX2, "an Intel Xeon with AVX2"
+        name, table, words = "XEON_AVX2", XEON_AVX2, "an Intel Xeon with AVX2"
     elif described.get("vendor_id") == "AuthenticAMD":
-        table, words = EPYC_AVX512, "an AMD EPYC with AVX-512"
+        name, table, words = "EPYC_AVX512", EPYC_AVX512, "an AMD EPYC with AVX-512"
     grid = parsed(table)
     if form in SLOWER:
         grid = np.concatenate([grid[..., :1], grid[..., 1:] * SLOWER[form]], axis=-1)
-    return Figures(grid, f"built-in figures of {words}; plan(..., measure=True) measures this machine")
+    costs = parsed_costs(CONVOLUTIONS[name], LANES.get(form, 0), words)
+    source = f"built-in figures of {words}; plan(..., measure=True) measures this machine"
+    return Figures(grid, source, costs=costs)
 
 
 @cache
 def parsed(table: str) -> Grid:
     """A table as a grid; not to be changed."""
     return np.array(table.split(), dtype=np.float64).reshape(GRID)
+
+
+def parsed_costs(table: str, lanes: int, source: str) -> Costs:
+    """A table of `CONVOLUTIONS` as costs."""
+    lines = [tuple(map(float, line.split())) for line in table.strip().splitlines()]
+    dense, trained, sparse, sparse_trained = lines
+    if {len(dense), len(trained)} != {len(DENSE)} or {len(sparse), len(sparse_trained)} != {len(SPARSE)}:
+        raise ValueError(f"costs must be of {len(DENSE)} and {len(SPARSE)} kinds of work, got {table}")
+    return Costs(lanes, (dense, trained), (sparse, sparse_trained), source)
+
+
+def written_costs(costs: Costs) -> str:
+    """Costs as a table, to three digits."""
+    return "\n".join(" ".join(f"{ms:.3g}" for ms in line) for line in (*costs.dense, *costs.sparse))
 
 
 def written(grid: Grid) -> str:

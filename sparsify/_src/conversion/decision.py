@@ -10,6 +10,7 @@ from math import prod
 from torch import Tensor, nn
 
 from sparsify._src.conversion import losing, starts
+from sparsify._src.conversion.calls import Seen
 from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.densities import Density, at_most, check_kinds, first_connections, without_share
 from sparsify._src.conversion.distributions import Distribution
@@ -17,6 +18,7 @@ from sparsify._src.conversion.eligibility import Kind, Reason, check_module, ref
 from sparsify._src.conversion.globs import check_globs, listed, named
 from sparsify._src.conversion.linear_maps import DEFAULT, KINDS, Kinds, LinearMap, aliases, find
 from sparsify._src.conversion.refusals import why_nothing
+from sparsify._src.conversion.speed import USUAL, Use
 from sparsify._src.conversion.starts import SKIPPED, Start
 from sparsify._src.evolution import Evolution
 from sparsify._src.layers.map import SparseMap
@@ -52,11 +54,14 @@ def decide(
     skip: Iterable[str],
     start: Start,
     kinds: Kinds = DEFAULT,
+    use: Use = USUAL,
+    seen: Seen | None = None,
 ) -> Decision:
     """Decide; the arguments are those of `sparsify`.
 
     Args:
         optimizers: that hold the parameters, none to serve the model without; None takes every trainable layer as held.
+        use, seen: by what `skip="losing"` judges: for what speeds are told, and how an example calls each layer.
     Raises:
         ValueError, TypeError: as `sparsify`.
     """
@@ -65,7 +70,7 @@ def decide(
         return skipping(skip)
     if isinstance(start, Mapping):
         raise ValueError(starts.GIVEN_WITH_STATE_DICT)
-    decision, left_out = losing.without_losing(skipping, skipping(()), ())
+    decision, left_out = losing.without_losing(skipping, skipping(()), (), use, seen)
     return losing.checked(decision, left_out)
 
 

@@ -27,6 +27,7 @@ class Kind(Enum):
     NOT_HELD = auto()
     OTHER_MODEL = auto()
     SPLIT = auto()
+    LOSING = auto()
     OTHER = auto()
 
 

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sparsify._src.conversion.convolution_costs import Costs
+from sparsify._src.conversion.places import Place
 from sparsify._src.topology import Shape
 
 SIZES = (32, 128, 384, 1024, 2048, 4096)
@@ -26,15 +29,6 @@ GRID = (2, len(SIZES), len(BATCHES), 1 + len(DENSITIES))
 """The shape of a grid."""
 
 
-class Place(NamedTuple):
-    """What a layer's time depends on, beside its connections."""
-
-    training: bool  # forward and backward, or forward alone
-    out_features: int
-    in_features: int
-    batch: int
-
-
 class Pair(NamedTuple):
     """Milliseconds of a dense layer, and of sparse ones by their connections."""
 
@@ -50,33 +44,74 @@ class Figures:
     its connections. So the logarithm of a speed-up is linear too, and does not depend on how fast the machine was when
     its neighbours in the grid were measured. Beyond the grid a time grows with the batch, and with the weights.
 
+    A convolution takes what `costs` says; where others were measured, as much more or less as it was with these.
+
     Args:
         grid: of square layers.
-        layers: measured themselves.
         source: where they come from, as a plan says it.
+        layers: measured themselves.
+        costs: of convolutions; those of another machine, as a rule.
     """
 
     grid: Grid
     source: str
     layers: Mapping[Place, Pair] = field(default_factory=dict)
+    costs: Costs | None = None
 
     def dense(self, shape: Shape, batch: int, training: bool) -> float:
         """Milliseconds of an nn.Linear."""
-        own = self.layers.get(Place(training, *shape, batch))
-        return own.dense if own else self._between(self.grid[int(training), :, :, 0], _size(shape), batch)
+        return self.dense_at(Place(training, *shape, batch))
 
     def sparse(self, shape: Shape, nnz: int, batch: int, training: bool) -> float:
         """Milliseconds of a SparseLinear with `nnz` connections."""
-        told = self._told(shape, nnz, batch, training)
-        own = self.layers.get(Place(training, *shape, batch))
+        return self.sparse_at(Place(training, *shape, batch), nnz)
+
+    def dense_at(self, place: Place) -> float:
+        """Milliseconds of a dense layer."""
+        own = self.layers.get(place.fewer)
+        return own.dense * place.batch / place.fewer.batch if own else self._dense_told(place)
+
+    def sparse_at(self, place: Place, nnz: int) -> float:
+        """Milliseconds of a sparse layer with `nnz` connections."""
+        told = self._sparse_told(place, nnz)
+        own = self.layers.get(place.fewer)
         if own is None or not own.sparse:
             return told
         counts = sorted(own.sparse)
-        errors = [math.log(own.sparse[count] / self._told(shape, count, batch, training)) for count in counts]
+        errors = [math.log(own.sparse[count] / self._sparse_told(place.fewer, count)) for count in counts]
         return told * math.exp(float(np.interp(math.log(nnz + 1), [math.log(count + 1) for count in counts], errors)))
 
+    def told(self, has_convolutions: bool) -> str:
+        """Where the times of a table come from, in words."""
+        if not has_convolutions or self.costs is None or any(place.window for place in self.layers):
+            return self.source
+        of_costs = f"built-in figures of {self.costs.source}"
+        return self.source if self.source.startswith(of_costs) else f"{self.source}; of convolutions {of_costs}"
+
+    def _dense_told(self, place: Place) -> float:
+        if place.window is None:
+            return self._between(self.grid[int(place.training), :, :, 0], _size(place.shape), place.batch)
+        assert self.costs is not None
+        return self.costs.of_dense(place) * self._errors[0]
+
+    def _sparse_told(self, place: Place, nnz: int) -> float:
+        if place.window is None:
+            return self._told(place.shape, nnz, place.batch, place.training)
+        assert self.costs is not None
+        return self.costs.of_sparse(place, nnz) * self._errors[1]
+
+    @cached_property
+    def _errors(self) -> tuple[float, float]:
+        """How many times longer than told the convolutions took that were measured, dense and sparse: the medians."""
+        if self.costs is None:
+            return 1.0, 1.0
+        pairs = [(place, pair) for place, pair in self.layers.items() if place.window is not None]
+        dense = [pair.dense / self.costs.of_dense(place) for place, pair in pairs]
+        sparse = [ms / self.costs.of_sparse(place, nnz) for place, pair in pairs for nnz, ms in pair.sparse.items()]
+        return float(np.median(dense or [1.0])), float(np.median(sparse or [1.0]))
+
     def _told(self, shape: Shape, nnz: int, batch: int, training: bool) -> float:
-        """What the grid says of a sparse layer."""
+        """What the grid says of a sparse linear layer."""
         density, size = nnz / (shape[0] * shape[1]), _size(shape)
         times = self.grid[int(training), :, :, 1:]
         slopes = np.diff(times, axis=-1) / np.diff(DENSITIES)

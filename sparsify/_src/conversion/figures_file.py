@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsify._src.conversion.figures import Grid, Pair, Place, is_grid
+from sparsify._src.conversion.figures import Grid, Pair, is_grid
+from sparsify._src.conversion.places import Place
+from sparsify._src.kernels.window import Window
 
 VARIABLE = "SPARSIFY_CACHE"
 """The environment variable that names the folder."""
@@ -65,7 +67,15 @@ def write(key: Mapping[str, Any], kept: Kept) -> str:
     file = path(key)
     if file is None:
         return "there is no folder for it"
-    layers = [[*place, pair.dense, list(pair.sparse.items())] for place, pair in kept.layers.items()]
+    layers = [
+        [
+            *place[:4],
+            pair.dense,
+            list(pair.sparse.items()),
+            *([place.window.numbers, place.size] if place.window else []),
+        ]
+        for place, pair in kept.layers.items()
+    ]
     held = {"key": key, "date": kept.date, "grid": kept.grid.tolist(), "layers": layers}
     partial = file.with_suffix(f".{os.getpid()}")
     try:
@@ -78,8 +88,15 @@ def write(key: Mapping[str, Any], kept: Kept) -> str:
 
 
 def _layer(held: list[Any]) -> tuple[Place, Pair]:
-    training, outs, ins, batch, dense, sparse = held
+    training, outs, ins, batch, dense, sparse, *moved = held
     times = {int(nnz): float(ms) for nnz, ms in sparse}
     if not all(0 < ms < float("inf") for ms in (float(dense), *times.values())):
         raise ValueError("times must be above 0")
-    return Place(bool(training), int(outs), int(ins), int(batch)), Pair(float(dense), times)
+    place = Place(bool(training), int(outs), int(ins), int(batch))
+    if moved:  # of a convolution
+        numbers, sides = moved
+        window, size = Window.of([*map(int, numbers)]), tuple(map(int, sides))
+        place = place._replace(window=window, size=size)
+        if len(size) != len(window.kernel_size) or place.pixels < 1:
+            raise ValueError("sizes must be those of an input")
+    return place, Pair(float(dense), times)

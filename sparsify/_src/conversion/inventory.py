@@ -7,12 +7,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from sparsify._src.conversion import speed
+from sparsify._src.conversion import speed, work
+from sparsify._src.conversion.calls import Seen
 from sparsify._src.conversion.distributions import Sizes
-from sparsify._src.conversion.linear_maps import CONVOLUTIONS, TRANSPOSED, LinearMap, kind_of
-from sparsify._src.conversion.report import LayerReport, Report
+from sparsify._src.conversion.layer_report import LayerReport
+from sparsify._src.conversion.linear_maps import CONVOLUTIONS, KINDS, TRANSPOSED, LinearMap, kind_of
+from sparsify._src.conversion.report import Report
 from sparsify._src.conversion.training_bytes import TrainingBytes
 from sparsify._src.layers.attention import SparseMultiheadAttention
+from sparsify._src.layers.from_dense import matrix_shape
 from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Shape, index_dtype
 
@@ -26,6 +29,7 @@ def report(
     sharing: Collection[str] = (),
     use: speed.Use = speed.USUAL,
     training: TrainingBytes | None = None,
+    seen: Seen | None = None,
 ) -> Report:
     """One row for each weight matrix: what is sparse, what can be, and what cannot.
 
@@ -35,6 +39,7 @@ def report(
         sharing: the layers among which a density is shared.
         use: for what speeds are told.
         training: tells what training holds beside a weight.
+        seen: how an example calls each layer.
     """
     rows: list[LayerReport] = []
     owned: dict[nn.Module, dict[str, LinearMap]] = defaultdict(dict)
@@ -43,16 +48,18 @@ def report(
     inside = {part for owner in owned for part in owner.modules()}
     for name, module in model.named_modules():
         if isinstance(module, SparseMap):
-            rows.append(_sparse_row(name, module, targets.get(name), use, training))
+            rows.append(_sparse_row(name, module, targets.get(name), use, training, seen))
         elif module in owned:
             rows += [
-                _row(key, linear_map, reason_of(key), targets.get(key, 0), use, training)
+                _row(key, linear_map, reason_of(key), targets.get(key, 0), use, training, seen)
                 for key, linear_map in owned[module].items()
             ]
         elif module not in inside and not isinstance(module, SparseMultiheadAttention):
-            rows += _other_rows(name, module, training)
+            rows += _other_rows(name, module, use, training, seen)
     rows = [replace(row, shares=True) if row.name in sharing else row for row in rows]
-    return Report(tuple(rows), _counted_again(model, training), *use, told=speed.figures().source)
+    told = speed.figures().told(any(row.milliseconds is not None and len(row.shape) > 2 for row in rows))
+    batch = use.batch if seen is None else None
+    return Report(tuple(rows), _counted_again(model, training), batch, use.training, told=told)
 
 
 def _counted_again(model: nn.Module, training: TrainingBytes | None) -> tuple[int, int, int]:
@@ -70,10 +77,10 @@ def _counted_again(model: nn.Module, training: TrainingBytes | None) -> tuple[in
 
 
 def _sparse_row(
-    name: str, layer: SparseMap, left: int | None, use: speed.Use, training: TrainingBytes | None
+    name: str, layer: SparseMap, left: int | None, use: speed.Use, training: TrainingBytes | None, seen: Seen | None
 ) -> LayerReport:
     nnz = layer.nnz if left is None else left
-    row = _linear_row(name, layer, layer.values, layer.shape, layer.shape_by_taps, None, nnz, use, training)
+    row = _linear_row(name, layer, layer.values, layer.shape, layer.shape_by_taps, None, nnz, use, training, seen)
     if nnz != layer.nnz:
         return row
     without_inputs = int((torch.diff(layer.crow) == 0).sum())
@@ -91,12 +98,18 @@ def _never_read(layer: SparseMap) -> int:
 
 
 def _row(
-    name: str, linear_map: LinearMap, reason: str | None, nnz: int, use: speed.Use, training: TrainingBytes | None
+    name: str,
+    linear_map: LinearMap,
+    reason: str | None,
+    nnz: int,
+    use: speed.Use,
+    training: TrainingBytes | None,
+    seen: Seen | None,
 ) -> LayerReport:
     weight = linear_map.owner._parameters.get(linear_map.weight)
     known = linear_map.weight_now if weight is None else weight  # computed from others: it has no state of its own
     sizes = linear_map.weight_shape
-    return _linear_row(name, linear_map.owner, known, linear_map.shape, sizes, reason, nnz, use, training)
+    return _linear_row(name, linear_map.owner, known, linear_map.shape, sizes, reason, nnz, use, training, seen)
 
 
 def _linear_row(
@@ -109,6 +122,7 @@ def _linear_row(
     nnz: int,
     use: speed.Use,
     training: TrainingBytes | None,
+    seen: Seen | None,
 ) -> LayerReport:
     """The row of a linear layer or a convolution, `weight` being the parameter that holds its weight, or more than it.
 
@@ -121,10 +135,7 @@ def _linear_row(
     nnz, held = (nnz, nnz * size + index_bytes(nnz, shape)) if reason is None else (places, dense)
     beside = training.beside(weight, (nnz,) if reason is None else sizes) if training else None
     beside_dense = training.beside(weight, sizes) if training else None
-    times: list[float | None] = [None, None]
-    if speed.is_known(weight.device) and len(sizes) == 2:
-        times[1] = speed.dense_milliseconds(shape, use)
-        times[0] = speed.milliseconds(shape, nnz, use) if reason is None else times[1]
+    sparse, timed = work.milliseconds(name, shape, nnz, weight.device, len(sizes) == 2, use, seen)
     return LayerReport(
         name=name,
         kind=type(module).__name__,
@@ -133,14 +144,18 @@ def _linear_row(
         bytes=held,
         dense_bytes=dense,
         reason=reason,
-        milliseconds=times[0],
-        dense_milliseconds=times[1],
+        milliseconds=sparse if reason is None else timed,
+        dense_milliseconds=timed,
         training_bytes=None if beside is None else held + beside,
         dense_training_bytes=None if beside_dense is None else dense + beside_dense,
+        multiply_adds=work.multiply_adds(name, nnz, seen),
+        dense_multiply_adds=work.multiply_adds(name, places, seen),
     )
 
 
-def _other_rows(name: str, module: nn.Module, training: TrainingBytes | None) -> list[LayerReport]:
+def _other_rows(
+    name: str, module: nn.Module, use: speed.Use, training: TrainingBytes | None, seen: Seen | None
+) -> list[LayerReport]:
     """The row of a module that holds weight matrices of another kind."""
     matrices = [p for p in module._parameters.values() if p is not None and p.dim() >= 2]
     if not matrices:
@@ -149,6 +164,10 @@ def _other_rows(name: str, module: nn.Module, training: TrainingBytes | None) ->
     held = sum(p.numel() * p.element_size() for p in matrices)
     beside = [training.beside(p) for p in matrices] if training else [None]
     trained = None if None in beside else held + sum(x or 0 for x in beside)
+    products, timed = work.multiply_adds(name, sum(p.numel() for p in matrices), seen), None
+    if isinstance(module, KINDS):  # of a kind that was not asked for
+        shape, linear = matrix_shape(module), isinstance(module, nn.Linear)
+        timed = work.milliseconds(name, shape, weight.numel(), weight.device, linear, use, seen)[1]
     return [
         LayerReport(
             name=name,
@@ -160,6 +179,10 @@ def _other_rows(name: str, module: nn.Module, training: TrainingBytes | None) ->
             reason=_why_not(module),
             training_bytes=trained,
             dense_training_bytes=trained,
+            milliseconds=timed,
+            dense_milliseconds=timed,
+            multiply_adds=products,
+            dense_multiply_adds=products,
         )
     ]
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
-from sparsify._src.conversion import speed
+from sparsify._src.conversion import speed, work
+from sparsify._src.conversion.calls import Seen
 from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.eligibility import Kind, Reason
 from sparsify._src.conversion.globs import listed
@@ -21,7 +22,11 @@ def is_asked(skip: object) -> bool:
 
 
 def without_losing(
-    ask: Callable[[list[str]], Decision], decision: Decision, skip: Iterable[str], use: speed.Use = speed.USUAL
+    ask: Callable[[list[str]], Decision],
+    decision: Decision,
+    skip: Iterable[str],
+    use: speed.Use = speed.USUAL,
+    seen: Seen | None = None,
 ) -> tuple[Decision | None, dict[str, float]]:
     """Leave dense what is slower than dense, share the density anew, and so on until nothing loses.
 
@@ -29,12 +34,13 @@ def without_losing(
         ask: decides, given `skip`.
         decision: what was decided with `skip`.
         use: for what speeds are told.
+        seen: how an example calls each layer; without one linear layers alone are judged.
     Returns:
         what is decided in the end, None where nothing would be sparse; and the layers left dense -> how many times
         faster than dense each would have been.
     """
     left_out: dict[str, float] = {}
-    while slow := _losing(decision, use):
+    while slow := _losing(decision, use, seen):
         found = left_out | slow
         left_out = {name: found[name] for name in decision.maps if name in found}
         if not (decision.first.keys() - slow.keys() or decision.has_full or decision.pruned):
@@ -74,7 +80,7 @@ def checked(decision: Decision | None, left_out: Mapping[str, float]) -> Decisio
             f"ranks must have the same sparse layers. Pass one list on every rank: on this one {written(left_out)}."
         )
     words = "it would be slower than dense ({:.2f} x), and skip is 'losing'"
-    slow = {name: Reason(words.format(faster), Kind.SKIPPED) for name, faster in left_out.items()}
+    slow = {name: Reason(words.format(faster), Kind.LOSING) for name, faster in left_out.items()}
     return decision._replace(reasons=decision.reasons | slow)
 
 
@@ -83,10 +89,12 @@ def written(left_out: Iterable[str], skip: Iterable[str] = ()) -> str:
     return f"skip={[*listed('skip', skip), *escaped(left_out)]!r}"
 
 
-def _losing(decision: Decision, use: speed.Use) -> dict[str, float]:
+def _losing(decision: Decision, use: speed.Use, seen: Seen | None) -> dict[str, float]:
     """The layers that would become sparse, and slower than dense -> how many times faster they would be."""
-    maps = {name: decision.maps[name] for name in decision.first}
-    linear = {name: x for name, x in maps.items() if x.kind is nn.Linear}
-    known = {name: x.shape for name, x in linear.items() if speed.is_known(x.weight_now.device)}
-    found = {name: speed.speed_up(shape, decision.targets[name], use) for name, shape in known.items()}
-    return {name: faster for name, faster in found.items() if faster < 1}
+    found: dict[str, float] = {}
+    for name in decision.first:
+        x, nnz = decision.maps[name], decision.targets[name]
+        faster = work.speed_up(name, x.shape, nnz, x.weight_now.device, x.kind is nn.Linear, use, seen)
+        if faster is not None and faster < 1:
+            found[name] = faster
+    return found

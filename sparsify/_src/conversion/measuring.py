@@ -3,14 +3,17 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from sparsify._src.conversion.figures import BATCHES, DENSITIES, GRID, SIZES, Grid, Pair, Place
+from sparsify._src.conversion.figures import BATCHES, DENSITIES, GRID, SIZES, Grid, Pair
+from sparsify._src.conversion.places import Place
 from sparsify._src.kernels.dispatch import best, use
+from sparsify._src.layers.convolution import SparseConv, SparseConv1d, SparseConv2d, SparseConv3d
 from sparsify._src.layers.linear import SparseLinear
 
 
@@ -26,6 +29,14 @@ Timer = Callable[[Mapping[str, Callable[[], object]], float], Runs]
 
 LARGEST = 2**25
 """Weights of a dense layer above which none is measured: it would take 128 MiB, and as much for its gradient."""
+
+MOST_ELEMENTS = 2**26
+"""Numbers that go in and out of a convolution, above which it is not measured: gradients take as much again."""
+
+CONVOLUTIONS: tuple[type[SparseConv], ...] = (SparseConv1d, SparseConv2d, SparseConv3d)
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The other memory format of a batch, by its dimensions."""
 
 SHARE = 0.85
 """Of its time this thread must have a core. On a quiet machine of two cores it was 0.99 and more, beside a process that
@@ -83,17 +94,22 @@ def grid(sizes: Sequence[int], seconds: float = 0.003, timer: Timer = in_turn) -
     return found
 
 
-def layer(place: Place, nnz: int, seconds: float = 0.2, timer: Timer = in_turn) -> Pair:
-    """Times of one layer, dense and with so many connections.
+def is_small(place: Place) -> bool:
+    """Whether a layer is measured there."""
+    return prod(place.shape) <= LARGEST and (place.window is None or place.elements <= MOST_ELEMENTS)
+
+
+def layer(place: Place, *counts: int, seconds: float = 0.2, timer: Timer = in_turn) -> Pair:
+    """Times of one layer, dense (of a convolution in the better of both memory formats) and with so many connections.
 
     Raises:
         Unsteady: something else uses the processor.
     """
     with _undisturbed():
-        layers = _layers((place.out_features, place.in_features), [nnz])
-        runs = _steadily(timer, _variants(layers, place.batch, place.training), seconds)
-    dense, sparse = map(_typical, runs.values())
-    return Pair(dense, {nnz: sparse})
+        runs = _steadily(timer, variants_at(place, counts), seconds)
+    times = [_typical(own) for own in runs.values()]
+    dense, sparse = times[: -len(counts)], times[-len(counts) :]
+    return Pair(min(dense), dict(zip(counts, sparse, strict=True)))
 
 
 def _steadily(timer: Timer, variants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
@@ -110,7 +126,7 @@ def _typical(times: list[float]) -> float:
     return float(np.quantile(times, 0.25))
 
 
-def _layers(shape: tuple[int, int], counts: list[int]) -> dict[str, nn.Module]:
+def _layers(shape: tuple[int, int], counts: Sequence[int]) -> dict[str, nn.Module]:
     """A dense layer, and one with so many connections for each count. Their numbers do not matter."""
     dense = nn.Linear(shape[1], shape[0], device="meta", dtype=torch.float32).to_empty(device="cpu")
     for parameter in dense.parameters():
@@ -124,29 +140,51 @@ def _layers(shape: tuple[int, int], counts: list[int]) -> dict[str, nn.Module]:
     return found
 
 
+def variants_at(place: Place, counts: Sequence[int]) -> dict[str, Callable[[], object]]:
+    """What a loop does with a layer there: dense, of a convolution also in the other memory format, and sparse."""
+    if place.window is None:
+        return _variants(_layers(place.shape, counts), place.batch, place.training)
+    window, kind = place.window, CONVOLUTIONS[len(place.size) - 1]
+    channels, outs = window.in_channels(place.in_features), place.out_features
+    made: Any = {"in_channels": channels, "out_channels": outs, **window._asdict(), "dtype": torch.float32}
+    generator, found = torch.Generator("cpu").manual_seed(0), {}
+    with torch.device("cpu"):
+        x = torch.full((place.batch, channels, *place.size), 0.5, dtype=torch.float32)
+        grad = torch.full((place.batch, outs, *window.out_size(place.size)), 0.5, dtype=torch.float32)
+        dense = kind.kind(**made)
+        found["dense"] = _run(dense, x, grad, place.training)
+        if (other := FORMATS.get(x.dim())) is not None:
+            dense = kind.kind(**made).to(memory_format=other)  # type: ignore[call-overload]
+            turned, grads = x.contiguous(memory_format=other), grad.contiguous(memory_format=other)
+            found["dense, channels last"] = _run(dense, turned, grads, place.training)
+        for nnz in counts:
+            sparse = kind(**made, density=nnz / prod(place.shape), generator=generator)
+            found[str(nnz)] = _run(sparse, x, grad, place.training)
+    return found
+
+
 def _variants(layers: Mapping[str, nn.Module], batch: int, training: bool) -> dict[str, Callable[[], object]]:
-    """What a loop does with each layer."""
+    """What a loop does with each linear layer."""
     first: nn.Linear = layers["dense"]  # type: ignore[assignment]
     x = torch.full((batch, first.in_features), 0.5, device="cpu", dtype=torch.float32)
     grad = torch.full((batch, first.out_features), 0.5, device="cpu", dtype=torch.float32)
-    leaf = x.clone().requires_grad_()
+    return {name: _run(layer, x, grad, training) for name, layer in layers.items()}
 
-    def train(layer: nn.Module) -> Callable[[], None]:
-        def run() -> None:
-            leaf.grad = None
-            layer.zero_grad()
-            layer(leaf).backward(grad)
 
-        return run
+def _run(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor, training: bool) -> Callable[[], object]:
+    """What a loop does with a layer: forward and backward, or forward alone."""
+    leaf = x.detach().requires_grad_()  # of the same numbers
 
-    def infer(layer: nn.Module) -> Callable[[], None]:
-        def run() -> None:
-            with torch.no_grad():
-                layer(x)
+    def train() -> None:
+        leaf.grad = None
+        layer.zero_grad()
+        layer(leaf).backward(grad)
 
-        return run
+    def infer() -> None:
+        with torch.no_grad():
+            layer(x)
 
-    return {name: (train if training else infer)(layer) for name, layer in layers.items()}
+    return train if training else infer
 
 
 @contextmanager

@@ -7,7 +7,6 @@ measures: what was known once in a process stays, so that two calls give the sam
 """
 
 import hashlib
-import math
 from collections.abc import Iterable
 from datetime import date
 from functools import cache
@@ -17,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from sparsify._src.conversion import built_in, figures_file, measuring, processor
-from sparsify._src.conversion.figures import SIZES, Figures, Place, filled, joined
+from sparsify._src.conversion.figures import SIZES, Figures, filled, joined
+from sparsify._src.conversion.places import Place
 from sparsify._src.distributed import Ranks
 from sparsify._src.kernels import native
 from sparsify._src.kernels.dispatch import best
@@ -76,13 +76,23 @@ def speed_up(shape: Shape, nnz: int, use: Use = USUAL) -> float:
     return dense_milliseconds(shape, use) / milliseconds(shape, nnz, use)
 
 
+def dense_milliseconds_at(place: Place) -> float:
+    """The time of a dense layer, linear or a convolution."""
+    return figures().dense_at(place)
+
+
+def milliseconds_at(place: Place, nnz: int) -> float:
+    """The time of a sparse layer."""
+    return figures().sparse_at(place, nnz)
+
+
 def figures() -> Figures:
     """What is known of this machine, else of the one most like it."""
     return _of_this_machine(_key()).figures
 
 
-def measure(layers: Iterable[tuple[Shape, int]] = (), use: Use = USUAL) -> str:
-    """Measure this machine, and these layers (shape and connections), as far as that was not done before.
+def measure(layers: Iterable[tuple[Place, int]] = ()) -> str:
+    """Measure this machine, and these layers (with so many connections), as far as that was not done before.
 
     Returns:
         why it could not be kept, empty where it was.
@@ -93,16 +103,15 @@ def measure(layers: Iterable[tuple[Shape, int]] = (), use: Use = USUAL) -> str:
     _check()
     key = _key()
     kept = _of_this_machine(key).kept or figures_file.read(key)
-    layers = [layer for layer in dict.fromkeys(layers) if layer[1] and math.prod(layer[0]) <= measuring.LARGEST]
+    layers = dict.fromkeys((place.fewer, nnz) for place, nnz in layers if nnz and measuring.is_small(place.fewer))
     if kept is None:
         kept = figures_file.Kept(str(date.today()), filled(measuring.grid(MEASURED), _built_in().grid), {})
-    elif all(_is_there(kept, use, *layer) for layer in layers):
+    elif all(_is_there(kept, *layer) for layer in layers):
         _known[str(key)] = _Known(kept, _measured(kept, key))
         return ""
     found = dict(kept.layers)
-    for shape, nnz in layers:
-        if not _is_there(kept, use, shape, nnz):
-            place = Place(use.training, *shape, use.batch)
+    for place, nnz in layers:
+        if not _is_there(kept, place, nnz):
             found[place] = joined(found.get(place), measuring.layer(place, nnz))
     kept = kept._replace(layers=found)
     _known[str(key)] = _Known(kept, _measured(kept, key))
@@ -128,6 +137,7 @@ def _measured(kept: figures_file.Kept, key: dict[str, Any]) -> Figures:
         kept.grid,
         f"measured on this machine with {count} thread{'s' * (count > 1)}, {kept.date}",
         kept.layers,
+        _built_in().costs,
     )
 
 
@@ -135,8 +145,8 @@ def _built_in() -> Figures:
     return built_in.nearest(processor.described(), form())
 
 
-def _is_there(kept: figures_file.Kept, use: Use, shape: Shape, nnz: int) -> bool:
-    pair = kept.layers.get(Place(use.training, *shape, use.batch))
+def _is_there(kept: figures_file.Kept, place: Place, nnz: int) -> bool:
+    pair = kept.layers.get(place)
     return pair is not None and nnz in pair.sparse
 
 

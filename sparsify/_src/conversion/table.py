@@ -7,6 +7,16 @@ LEFT = {"layer", "shape", ""}
 """The columns whose cells stand on the left; numbers stand on the right."""
 
 
+def amount(number: int) -> str:
+    """A whole number to three digits: 38.1 M."""
+    left = float(number)
+    for unit in ("", " k", " M", " G", " T"):
+        if left < 999.5:
+            return f"{left:.3g}{unit}"
+        left /= 1000
+    return f"{left:.3g} P"
+
+
 def as_text(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     """An aligned table, and the notes below it."""
     lines = [header, *rows]
