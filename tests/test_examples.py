@@ -10,6 +10,7 @@ from pathlib import Path
 import charlm
 import datasets
 import mnist
+import networks
 import pytest
 import torch
 
@@ -79,6 +80,33 @@ def test_comparing_algorithms_is_resumable(tmp_path):
     second = run("compare_algorithms.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "runs" / "compare.jsonl").read_text() == record
     assert second.stdout == first.stdout
+
+
+def test_shares_of_networks_are_counted_without_computing_them():
+    options = networks.parser().parse_args([])
+    resnet = networks.examine("resnet18", options)
+    assert resnet.whole.parameters == 11_689_512
+    assert resnet.whole.multiply_adds == 1_814_073_344
+    assert networks.added(resnet.sparse, *resnet.rest.values()) == resnet.whole
+    shared = networks.added(resnet.kept, resnet.rest["its density is 1"]).parameters
+    assert shared == round(0.1 * (resnet.sparse.parameters + resnet.rest["its density is 1"].parameters))
+    options.distribution = "uniform"
+    mobile = networks.examine("mobilenetv2_100", options)
+    assert mobile.kept.multiply_adds == pytest.approx(0.1 * mobile.sparse.multiply_adds, rel=1e-3)
+    depthwise = [32, 96, *[144] * 2, *[192] * 3, *[384] * 4, *[576] * 3, *[960] * 3]
+    assert mobile.rest["it is depthwise"].parameters == 9 * sum(depthwise)
+
+
+def test_networks_are_shown_side_by_side(tmp_path):
+    done = run("networks.py", "--networks", "resnet18", "efficientnet_b0", "--size", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("resnet18", "becomes sparse", "it is depthwise", "its density is 1", "norms, biases", "all of it"):
+        assert words in done.stdout
+    done = run("networks.py", "--networks", "nonesuch", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "networks.py: --networks must name models of timm's, got nonesuch\n",
+    )
 
 
 def test_benchmark_runs(tmp_path):
