@@ -165,7 +165,7 @@ def plot(results: list[Result], path: Path, title: str) -> None:
         label = f"{r.variant}: {r.accuracies[-1]:.2f} %,\n{r.parameters:,} parameters"
         accuracy.plot(range(1, len(r.accuracies) + 1), r.accuracies, style, marker=".", label=label)
     accuracy.set(title="test accuracy (%)", xlabel="epoch")
-    accuracy.xaxis.get_major_locator().set_params(integer=True)
+    accuracy.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     accuracy.legend(loc="lower right", frameon=False)
     for axis, name in zip(others, shown, strict=True):
         for label, style, shares in ("before", "0.6", before[name]), ("after", "k", after[name]):
