@@ -123,9 +123,10 @@ def test_a_convolutional_network_trains_evolves_evaluates_saves_loads_resumes_an
     assert [record.step for record in optimizer.history] == [2, 4]
     exact, images = copy.deepcopy(model).double().eval(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
-        dense, expected = densify(exact), exact(images)
+        dense, fused, expected = densify(exact), fuse(exact), exact(images)
         assert not any(isinstance(module, (SparseLinear, SparseConv2d)) for module in dense.modules())
-        for other in dense, fuse(exact):
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+        for other in dense, fused:
             torch.testing.assert_close(other(images), expected)
 
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
