@@ -1,4 +1,4 @@
-"""Small image data sets for the examples: MNIST and Fashion-MNIST (real files or a download), digits (bundled)."""
+"""Small image data sets for the examples: MNIST and Fashion-MNIST (files or a download), CIFAR-10 (files), digits."""
 
 import gzip
 import hashlib
@@ -32,10 +32,14 @@ CHECKSUMS = {  # SHA-256 of the unpacked files, in the order of FILES
         "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
 }
+CIFAR = [f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.bin"]
 
 
 class Dataset(NamedTuple):
-    """Standardized images (n, pixels) float32 and labels (n,) int64, for training and for testing."""
+    """Standardized images (n, pixels) float32 and labels (n,) int64, for training and for testing.
+
+    Of colours all pixels of one come first, then those of the next.
+    """
 
     name: str
     train_images: Tensor
@@ -49,18 +53,22 @@ def load(name: str, folder: str | Path | None = None) -> Dataset:
     """Load a data set: from `folder` or $SPARSIFY_DATA, else the cache folder, else a download, else digits.
 
     Args:
-        name: "mnist", "fashion" or "digits" (scikit-learn's 1,797 images of 8 x 8).
-        folder: holds the four IDX .gz files, or a folder `name` that does.
+        name: "mnist", "fashion", "cifar10" (from files only) or "digits" (scikit-learn's 1,797 images of 8 x 8).
+        folder: holds the four IDX .gz files, of CIFAR-10 the binary batches, or a folder `name` that does.
     Raises:
         FileNotFoundError: `folder` (or $SPARSIFY_DATA) is given but lacks a file.
-        ValueError: a file is not the one it should be.
+        ValueError: a file is not the one it should be, or CIFAR-10 is asked for without a folder.
     """
     if name == "digits":
         return _digits()
     given = folder or os.environ.get("SPARSIFY_DATA")
+    if name == "cifar10" and not given:
+        raise ValueError(f"cifar10 must be given as --data FOLDER with its binary batches: {CIFAR[0][0]}, ...")
     if given:
         source = Path(given)
         source = source / name if (source / name).is_dir() else source
+        if name == "cifar10":
+            return _cifar10(source)
         return _idx(name, {file: (source / f"{file}.gz").read_bytes() for file in FILES})
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sparsify" / name
     try:
@@ -103,6 +111,17 @@ def _idx(name: str, packed: dict[str, bytes]) -> Dataset:
         sizes = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
         tensors.append(torch.frombuffer(content, dtype=torch.uint8, offset=4 + 4 * dimensions).view(sizes))
     return _standardized(name, *tensors)
+
+
+def _cifar10(folder: Path) -> Dataset:
+    parts = []
+    for files in CIFAR:
+        content = bytearray().join((folder / file).read_bytes() for file in files)
+        if not content or len(content) % 3073:
+            raise ValueError(f"{files[0]} must be of CIFAR-10's binary version, records of 3,073 bytes.")
+        records = torch.frombuffer(content, dtype=torch.uint8).view(-1, 3073)
+        parts += [records[:, 1:], records[:, 0]]
+    return _standardized("cifar10", *parts)._replace(side=32)
 
 
 def _digits() -> Dataset:

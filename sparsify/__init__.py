@@ -12,7 +12,7 @@ from sparsify._src.conversion.planning import plan, summary
 from sparsify._src.conversion.report import Report
 from sparsify._src.evolution import GMP, SET, Evolution, GraNet, RigL, Static, coin, constant, cosine
 from sparsify._src.evolution.grown_values import fan_in_uniform, zeros
-from sparsify._src.interchange import densify
+from sparsify._src.interchange import densify, fuse
 from sparsify._src.layers.attention import SparseMultiheadAttention
 from sparsify._src.layers.convolution import SparseConv1d, SparseConv2d, SparseConv3d
 from sparsify._src.layers.linear import SparseLinear
@@ -47,6 +47,7 @@ __all__ = [
     "erdos_renyi",
     "fan_in_uniform",
     "follow",
+    "fuse",
     "plan",
     "sparsify",
     "summary",

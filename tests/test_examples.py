@@ -10,7 +10,9 @@ from pathlib import Path
 import charlm
 import datasets
 import mnist
+import networks
 import pytest
+import resnet
 import torch
 
 from sparsify import SparseLinear
@@ -79,6 +81,78 @@ def test_comparing_algorithms_is_resumable(tmp_path):
     second = run("compare_algorithms.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "runs" / "compare.jsonl").read_text() == record
     assert second.stdout == first.stdout
+
+
+def test_a_resnet_learns_digits_with_a_tenth_of_its_connections():
+    options = resnet.parser().parse_args("--width 8 --stride 1 --epochs 5 --quiet --evolution rigl".split())
+    assert options.evolution == "RigL"
+    data = datasets.load("digits")
+    dense, sparse = (resnet.train(variant, data, options) for variant in ("dense", "RigL"))
+    assert min(dense.accuracies[-1], sparse.accuracies[-1]) > 85
+    assert sparse.parameters < 0.12 * dense.parameters
+    assert sparse.bytes < dense.bytes / 3
+    assert not dense.before
+    assert list(sparse.before) == list(sparse.after) == [f"{stage}.conv{n}" for stage in (3, 4, 5) for n in (1, 2)]
+    for name, before in sparse.before.items():
+        assert before.sum() == pytest.approx(sparse.after[name].sum())
+        assert not torch.equal(before, sparse.after[name])
+
+
+def test_the_resnet_compares_prints_and_saves(tmp_path):
+    arguments = "--dataset digits --width 4 --blocks 2 --steps 8 --compare --evolution set --threads 1"
+    done = run("resnet.py", *arguments.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("dense", "SET", "test accuracy", "KiB of weights + optimizer", "s an epoch", "8.conv2"):
+        assert words in done.stdout
+    assert (tmp_path / "runs" / "digits-resnet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cifar10_is_read_from_its_binary_batches(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPARSIFY_DATA", raising=False)
+    with pytest.raises(ValueError, match="cifar10 must be given as --data FOLDER"):
+        datasets.load("cifar10", None)
+    records = torch.randint(256, (2, 3073), dtype=torch.uint8)
+    records[:, 0] = torch.tensor([3, 9])
+    for file in [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]:
+        (tmp_path / file).write_bytes(records.numpy().tobytes())
+    data = datasets.load("cifar10", tmp_path)
+    assert (data.train_images.shape, data.test_images.shape, data.side) == ((10, 3072), (2, 3072), 32)
+    assert data.test_labels.tolist() == [3, 9]
+    images, tested = resnet.images_of(data)
+    assert images.shape == (10, 3, 32, 32)
+    pixels = records[:, 1:].view(2, 3, 32, 32).float()
+    torch.testing.assert_close(tested, (pixels - pixels.mean()) / records[:, 1:].float().repeat(5, 1).std())
+    (tmp_path / "test_batch.bin").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"test_batch\.bin must be of CIFAR-10's binary version"):
+        datasets.load("cifar10", tmp_path)
+
+
+def test_shares_of_networks_are_counted_without_computing_them():
+    options = networks.parser().parse_args([])
+    resnet = networks.examine("resnet18", options)
+    assert resnet.whole.parameters == 11_689_512
+    assert resnet.whole.multiply_adds == 1_814_073_344
+    assert networks.added(resnet.sparse, *resnet.rest.values()) == resnet.whole
+    shared = networks.added(resnet.kept, resnet.rest["its density is 1"]).parameters
+    assert shared == round(0.1 * (resnet.sparse.parameters + resnet.rest["its density is 1"].parameters))
+    options.distribution = "uniform"
+    mobile = networks.examine("mobilenetv2_100", options)
+    assert mobile.kept.multiply_adds == pytest.approx(0.1 * mobile.sparse.multiply_adds, rel=1e-3)
+    depthwise = [32, 96, *[144] * 2, *[192] * 3, *[384] * 4, *[576] * 3, *[960] * 3]
+    assert mobile.rest["it is depthwise"].parameters == 9 * sum(depthwise)
+
+
+def test_networks_are_shown_side_by_side(tmp_path):
+    done = run("networks.py", "--networks", "resnet18", "mobilenetv2_100", "--size", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("resnet18", "becomes sparse", "it is depthwise", "its density is 1", "norms, biases", "all of it"):
+        assert words in done.stdout
+
+
+def test_a_network_that_timm_does_not_have_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["networks.py", "--networks", "resnet18", "nonesuch"])
+    with pytest.raises(SystemExit, match=r"--networks must name models of timm's, got nonesuch$"):
+        networks.main()
 
 
 def test_benchmark_runs(tmp_path):

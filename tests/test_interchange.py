@@ -1,6 +1,7 @@
 """To and from dense models, other sparse formats, and checkpoints in files."""
 
 import copy
+import gc
 import io
 import pickle
 
@@ -263,6 +264,18 @@ def test_a_model_in_the_middle_of_pruning_is_served():
     served.load_state_dict(model.state_dict())
     x = torch.randn(8, 12)
     assert torch.equal(served(x), model(x))
+
+
+def test_a_dense_copy_loads_for_itself_while_its_model_is_there_and_when_it_is_gone():
+    model, _ = trained()
+    before, dense = copy.deepcopy(model.state_dict()), densify(model)
+    dense[0].load_state_dict({"weight": torch.ones(16, 12), "bias": torch.ones(16)})
+    assert torch.equal(dense[0].weight, torch.ones(16, 12))
+    assert_same(model.state_dict(), before)
+    del model
+    gc.collect()
+    dense[0].load_state_dict({"weight": torch.zeros(16, 12), "bias": torch.ones(16)})
+    assert torch.equal(dense[0].weight, torch.zeros(16, 12))
 
 
 def test_safetensors_save_model_and_load_model(tmp_path):

@@ -1,6 +1,7 @@
 """To and from other forms: dense models, PyTorch's CSR tensors, SciPy's sparse arrays."""
 
 import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsify._src import kernels, topology
 from sparsify._src.kernels.aten import csr_tensor
+from sparsify._src.layers import folding, norms
 from sparsify._src.layers.attention import SparseMultiheadAttention
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.layers.map import SparseMap
@@ -38,6 +40,45 @@ def densify(model: nn.Module) -> nn.Module:
         elif isinstance(module, SparseMap):
             dense[id(module)] = module.to_module()
     return copy.deepcopy(model, dense)
+
+
+def fuse(model: nn.Module, pairs: Iterable[tuple[str, str]] | None = None) -> nn.Module:
+    """Make a copy for inference whose batch norms are folded into the layers before them: the same function, less work.
+
+    A BatchNorm1d, 2d or 3d, a SyncBatchNorm or timm's BatchNormAct2d that directly follows a linear layer or a
+    convolution, sparse or dense, becomes a factor of each row of its weight and a bias; where it was there is an
+    nn.Identity, or what timm's has besides: dropping and an activation. What else would see what is between the two
+    (another layer, hooks), and norms or layers that are called more than once, stay as they are.
+
+    Args:
+        model: left as it is, in whatever mode. One that holds batch norms is traced by torch.fx in evaluation, with the
+            defaults of its optional arguments.
+        pairs: the names of layers and of the batch norms that directly follow them, as in [("conv1", "bn1")], where it
+            cannot be traced, or only these are to be folded; nothing tells then whether they follow each other.
+    Returns:
+        a deep copy in evaluation mode, to stay in it: there is no norm to train any more. Its connections are those of
+        the model, but no evolution follows. One that is still being pruned is warned of.
+    Raises:
+        ValueError: the model cannot be traced, and `pairs` does not say it; `pairs` names what is no such pair, or a
+            module twice.
+    Example:
+        >>> model, _ = sparsify(nn.Sequential(nn.Linear(20, 10, bias=False), nn.BatchNorm1d(10), nn.ReLU()), None, 0.2)
+        >>> fuse(model)
+        Sequential(
+          (0): SparseLinear(in_features=20, out_features=10, nnz=40, density=0.2, bias=True)
+          (1): Folded(dims=2)
+          (2): ReLU()
+        )
+    """
+    given = norms.following(model) if pairs is None else norms.checked(model, pairs)
+    memo: dict[int, Any] = {}
+    for name, norm_name in given:
+        layer, norm = model.get_submodule(name), model.get_submodule(norm_name)
+        memo |= {id(layer): folding.folded(layer, norm), id(norm): folding.rest(layer, norm, memo)}
+    for module in model.modules():
+        if isinstance(module, SparseMap) and module.remarks is not None:
+            module.remarks.saved("fused")
+    return copy.deepcopy(model, memo).eval()
 
 
 def to_csr(layer: SparseMap) -> Tensor:

@@ -114,6 +114,14 @@ def loading_hooks(module: nn.Module) -> Collection[Any]:
     return module._load_state_dict_pre_hooks.values()
 
 
+def rebind_loading_hooks(new: nn.Module, old: nn.Module) -> None:
+    """Have the hooks of loading that `new` has taken over from `old`, and that get their module, get `new`."""
+    hooks: Any = new._load_state_dict_pre_hooks
+    for key, hook in hooks.items():
+        if getattr(hook, "with_module", False) and hook.module() is old:
+            hooks[key] = type(hook)(hook.hook, new)
+
+
 def step_hooks(optimizer: object) -> Mapping[int, Any] | None:
     """What `register_step_post_hook` was given; None where Optimizer.__init__ was not called."""
     return getattr(optimizer, "_optimizer_step_post_hooks", None)

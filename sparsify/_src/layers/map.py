@@ -95,6 +95,15 @@ class SparseMap(SparseLayer):
         adopt(layer, dense)
         return layer
 
+    def with_numbers(self, values: Tensor, bias: nn.Parameter | None) -> Self:
+        """A new layer of the same connections with other values (nnz,) and another bias; it shares no tensor."""
+        layer = type(self).__new__(type(self))
+        layer._assemble(self.shape, self.flat(), values, bias)
+        layer.values.requires_grad_(self.values.requires_grad)
+        layer.transposed, layer.zero_bias = self.transposed, self.zero_bias
+        adopt(layer, self)
+        return layer
+
     def reset_parameters(self) -> None:
         """Start anew: as many connections as now at other random places, with values and bias as of a new layer.
 
