@@ -30,7 +30,6 @@
 
 // The row where share k of all begins: a multiple of TILE. Rows count a little, so that empty ones are split too.
 static int64_t NAME(share)(const INDEX *starts, int64_t rows, int64_t k, int64_t all) {
-  if (k <= 0) return 0;  // whatever `starts` holds: each row is of a share
   if (k >= all) return rows;
   int64_t wanted = (starts[rows] + rows) / all * k, low = 0, high = rows;
   while (low < high) {
