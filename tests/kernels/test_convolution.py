@@ -286,6 +286,23 @@ def test_indices_that_lead_outside_are_refused(what, batch, threads, monkeypatch
 
 
 @needs_native
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("number", [-(2**31), 2**31 - 1])
+def test_starts_that_lead_outside_are_refused_wherever_they_are(number, threads, monkeypatch):
+    monkeypatch.setattr(library, "ENOUGH", 0)
+    layer, x = SparseConv2d(4, 12, 3, 0.5), torch.randn(3, 4, 5, 6, requires_grad=True)
+    out = layer(x)
+    for starts, run in (layer.crow, lambda: layer(x)), (layer.ccol, lambda: out.sum().backward(retain_graph=True)):
+        for place in range(len(starts)):
+            before = int(starts[place])
+            starts.data[place] = number
+            with pytest.raises(ValueError, match="indices must be a topology"):
+                with_threads(threads, run)
+            starts.data[place] = before
+    layer(x).sum().backward()
+
+
+@needs_native
 @settings(deadline=None, max_examples=60)
 @given(
     case=cases(most=3, batches=st.integers(1, 20)),

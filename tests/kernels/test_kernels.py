@@ -201,6 +201,28 @@ def test_threads_that_pack_together_end_where_indices_lead_outside(sharers, monk
         product_and_gradients(layer, x, 6)
 
 
+@needs_native
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("number", [-(2**31), 2**31 - 1])
+def test_starts_that_lead_outside_are_refused_wherever_they_are(number, threads, monkeypatch):
+    monkeypatch.setattr(library, "ENOUGH", 0)
+    layer, x = SparseLinear(30, 20, 0.5), torch.randn(70, 30, requires_grad=True)
+    out = layer(x)
+    for starts, run in (layer.crow, lambda: layer(x)), (layer.ccol, lambda: out.sum().backward(retain_graph=True)):
+        for place in range(len(starts)):
+            before = int(starts[place])
+            starts.data[place] = number
+            threads_before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                with pytest.raises(ValueError, match="indices must be a topology"):
+                    run()
+            finally:
+                torch.set_num_threads(threads_before)
+            starts.data[place] = before
+    layer(x).sum().backward()
+
+
 @pytest.mark.parametrize("given", ["0", "-1", "1.5", "half"])
 def test_the_room_for_panels_is_a_number_of_bytes(given, monkeypatch):
     monkeypatch.setenv("SPARSIFY_PANEL_BYTES", given)

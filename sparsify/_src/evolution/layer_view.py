@@ -34,7 +34,7 @@ class LayerView:
     """A layer in the middle of an evolution. Rules read it and change nothing.
 
     name: of the layer in the model.
-    shape: (out_features, in_features).
+    shape: (out_features, in_features), or of a convolution (out_channels, in_channels / groups * taps).
     flat: its topology, sorted flat indices `row * in_features + col`, (nnz,) int64.
     values: of the connections, (nnz,).
     survives: which connections stay, (nnz,) bool; all of them while drop rules score.

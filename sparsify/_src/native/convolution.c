@@ -229,6 +229,7 @@ static void lay_out(const convolution *c, sizes *s, void *memory, int most) {
 
 // The first of the sorted numbers starts[column * step], column <= columns, that reaches `wanted`: where a share begins.
 static int64_t share_begins(const void *starts, int bytes, int64_t columns, int64_t step, int64_t k, int64_t all) {
+  if (k <= 0) return 0;  // whatever `starts` holds: each column is of a share
   if (k >= all) return columns;
   const int64_t wanted = (index_of(starts, bytes, columns * step) + columns) / all * k;
   int64_t low = 0, high = columns;
