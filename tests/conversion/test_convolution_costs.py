@@ -1,6 +1,7 @@
 """How long a convolution takes, from a few coefficients, and how these are found."""
 
-import benchmark
+import warnings
+
 import numpy as np
 import pytest
 
@@ -9,6 +10,10 @@ from sparsify._src.conversion.convolution_costs import DENSE, SPARSE, Costs, den
 from sparsify._src.conversion.figures import Figures, Pair
 from sparsify._src.conversion.places import IMAGES, MOST, MOST_OF_IMAGES, ROWS, Place
 from sparsify._src.kernels.window import Window
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch-sparse scripts with torch.jit
+    import benchmark
 
 WINDOW = Window((3, 3), (1, 1), (1, 1), (1, 1), 2)
 PLACE = Place(True, 8, 4 * 9, 32, WINDOW, (6, 5))
