@@ -1,13 +1,19 @@
 """How long a convolution takes, from a few coefficients, and how these are found."""
 
+import warnings
+
 import numpy as np
 import pytest
 
-from sparsify._src.conversion import built_in
+from sparsify._src.conversion import built_in, measuring, speed
 from sparsify._src.conversion.convolution_costs import DENSE, SPARSE, Costs, dense_work, fitted, sparse_work
 from sparsify._src.conversion.figures import Figures, Pair
 from sparsify._src.conversion.places import IMAGES, MOST, MOST_OF_IMAGES, ROWS, Place
 from sparsify._src.kernels.window import Window
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch-sparse scripts with torch.jit
+    import benchmark
 
 WINDOW = Window((3, 3), (1, 1), (1, 1), (1, 1), 2)
 PLACE = Place(True, 8, 4 * 9, 32, WINDOW, (6, 5))
@@ -70,6 +76,23 @@ def test_coefficients_are_found_again_and_none_is_below_zero():
     found = np.array(fitted(list(work), noisy))
     assert (found >= 0).all()
     assert work @ found == pytest.approx(noisy, rel=0.3)
+
+
+def test_the_fit_of_the_benchmark_finds_what_a_machine_costs(monkeypatch):
+    true, places = built_in.nearest({}, "AVX-512").costs, []
+
+    def layer(place, *counts, seconds):
+        places.append((place, counts))
+        return Pair(true.of_dense(place), {nnz: true.of_sparse(place, nnz) for nnz in counts})
+
+    monkeypatch.setattr(measuring, "layer", layer)
+    monkeypatch.setattr(speed, "form", lambda: "AVX-512")
+    found = benchmark.fit_convolutions(0.1)
+    assert len({place for place, _ in places}) == 2 * len(benchmark.FITTED)
+    for place, counts in places:
+        assert found.of_dense(place) == pytest.approx(true.of_dense(place), rel=1e-3)
+        for nnz in counts:
+            assert found.of_sparse(place, nnz) == pytest.approx(true.of_sparse(place, nnz), rel=1e-3)
 
 
 def test_every_machine_has_costs_and_they_are_written_as_they_are_read():

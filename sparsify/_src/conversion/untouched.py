@@ -87,4 +87,7 @@ def _keep_random(model: nn.Module, undo: ExitStack) -> None:
             indices.setdefault(device.type, []).append(device.index or 0)
     undo.enter_context(torch.random.fork_rng(devices=[]))
     for kind, devices in indices.items():
-        undo.enter_context(torch.random.fork_rng(devices, device_type=kind))
+        if kind == "mps":  # it has one generator, which takes no number of a device
+            undo.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+        else:
+            undo.enter_context(torch.random.fork_rng(devices, device_type=kind))
