@@ -151,10 +151,10 @@ def variants_at(place: Place, counts: Sequence[int]) -> dict[str, Callable[[], o
     with torch.device("cpu"):
         x = torch.full((place.batch, channels, *place.size), 0.5, dtype=torch.float32)
         grad = torch.full((place.batch, outs, *window.out_size(place.size)), 0.5, dtype=torch.float32)
-        dense = kind.kind(**made)
+        dense = kind._kind(**made)
         found["dense"] = _run(dense, x, grad, place.training)
         if (other := FORMATS.get(x.dim())) is not None:
-            dense = kind.kind(**made).to(memory_format=other)  # type: ignore[call-overload]
+            dense = kind._kind(**made).to(memory_format=other)
             turned, grads = x.contiguous(memory_format=other), grad.contiguous(memory_format=other)
             found["dense, channels last"] = _run(dense, turned, grads, place.training)
         for nnz in counts:
