@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from convolutions import tables
 from crowded import over_threads
 from rich.console import Console
 from rich.table import Table
@@ -60,7 +61,7 @@ ASKED = {
 """What this project set itself for two cores with AVX-512: speed-up over nn.Linear by (n, batch) and density, and of
 training steps of 784-1000-1000-1000-10."""
 
-PARTS = ("layer", "inference", "steps", "evolution", "growth", "memory", "plan", "threads")
+PARTS = ("layer", "inference", "convolutions", "steps", "evolution", "growth", "memory", "plan", "threads")
 
 WIDE = (0.02, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7)
 """More densities, without the rivals, for the plot: where sparse stops being faster."""
@@ -526,6 +527,9 @@ def main() -> None:
     if "inference" in options.only:
         console.print(inference(options.sizes[-1], 0.1, options.seconds))
         console.print(calls(options.seconds))
+    if "convolutions" in options.only:
+        for table in tables(processor.described().get("vendor_id", ""), options.seconds, medians):
+            console.print(table())
     if "steps" in options.only:
         console.print(whole_steps(options.seconds))
     if "evolution" in options.only:

@@ -154,7 +154,7 @@ def variants_at(place: Place, counts: Sequence[int]) -> dict[str, Callable[[], o
         dense = kind._kind(**made)
         found["dense"] = _run(dense, x, grad, place.training)
         if (other := FORMATS.get(x.dim())) is not None:
-            dense = kind._kind(**made).to(memory_format=other)
+            dense = kind._kind(**made).to(memory_format=other)  # type: ignore[call-overload]
             turned, grads = x.contiguous(memory_format=other), grad.contiguous(memory_format=other)
             found["dense, channels last"] = _run(dense, turned, grads, place.training)
         for nnz in counts:
