@@ -92,9 +92,8 @@ def sparsify(
 
     Every trainable nn.Linear becomes a `SparseLinear`, and so does each Conv1D of Hugging Face's and each projection of
     an nn.MultiheadAttention, which becomes a `SparseMultiheadAttention`; convolutions do where `kinds` names them. The
-    optimizer's param groups and state move
-    onto the new parameters, at the connections kept. All or nothing: a call that raises leaves model and optimizer as
-    they were.
+    optimizer's param groups and state move onto the new parameters, at the connections kept. All or nothing: a call
+    that raises leaves model and optimizer as they were.
 
     A model built on the meta device never exists dense: of its sparse layers only the connections are allocated (with
     nn.Linear's initial values at the sparse fan-in), and the other modules initialise themselves.
@@ -120,8 +119,7 @@ def sparsify(
         skip: module-name globs of layers, or of modules that contain them, to leave as they are; or "losing" for those
             that are expected to be slower than dense, at batch 128 on this machine: the density is then shared among
             the rest, until none loses. Not in distributed training, where all ranks need one list: `plan` prints it.
-            Convolutions are not judged, because their sizes are not known here: `plan(..., example=input)` does, and
-            prints the list.
+            Convolutions, whose sizes are not known here, `plan(..., example=input)` judges, and prints the list.
         kinds: of layers that become sparse: of nn.Linear, with which attention and Conv1D go, nn.Conv1d, nn.Conv2d and
             nn.Conv3d, which become a `SparseConv1d` and so on. Where `start` is a model or a state dict, that says it.
         start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
