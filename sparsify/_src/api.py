@@ -119,8 +119,7 @@ def sparsify(
         skip: module-name globs of layers, or of modules that contain them, to leave as they are; or "losing" for those
             that are expected to be slower than dense, at batch 128 on this machine: the density is then shared among
             the rest, until none loses. Not in distributed training, where all ranks need one list: `plan` prints it.
-            Convolutions are not judged, because their sizes are not known here: `plan(..., example=input)` does, and
-            prints the list.
+            Convolutions, whose sizes are not known here, `plan(..., example=input)` judges, and prints the list.
         kinds: of layers that become sparse: of nn.Linear, with which attention and Conv1D go, nn.Conv1d, nn.Conv2d and
             nn.Conv3d, which become a `SparseConv1d` and so on. Where `start` is a model or a state dict, that says it.
         start: "random" samples topologies and scales the dense values to the sparse fan-in; "magnitude" keeps the
