@@ -200,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--steps", type=int, help="optimizer steps, instead of epochs")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=0.1, help="the highest learning rate: it rises, then falls")
+    parser.add_argument("--lr", type=float, default=0.2, help="the highest learning rate: it rises, then falls")
     parser.add_argument("--width", type=int, default=32, help="channels of the first stage, then 2 and 4 times that")
     parser.add_argument("--blocks", type=int, default=1, help="of each of the three stages: 1 is ResNet-8, 2 ResNet-14")
     parser.add_argument("--stride", type=int, default=2, help="of the first convolution; 1 takes four times as long")
