@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ class Case(NamedTuple):
     size: int
     kernel: int
     stride: int = 1
-    asked: dict[str, tuple[float, ...]] = {}
+    asked: Mapping[str, tuple[float, ...]] = MappingProxyType({})
 
 
 WIDE = {"GenuineIntel": (2.5, 4.5, 10.0), "AuthenticAMD": (4.0, 8.0, 16.0)}
@@ -101,7 +102,8 @@ def layers(vendor: str, seconds: float, medians: Medians) -> Table:
             best = min(found["dense"], found["turned"])
             asked = case.asked.get(vendor, ())
             table.add_row(
-                f"{case.images} x {case.ins} -> {case.outs}, {case.size}², {case.kernel} x {case.kernel}, {case.stride}",
+                f"{case.images} x {case.ins} -> {case.outs}, {case.size}², {case.kernel} x {case.kernel}, "
+                f"{case.stride}",
                 f"{density:g}",
                 f"{best:.1f}",
                 f"{found['sparse']:.1f}",
