@@ -17,7 +17,7 @@ mnist: .venv/installed
 	$(BIN)/python examples/mnist.py $(if $(DATA),--data $(DATA))
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 interruptions: .venv/installed
 	$(BIN)/python -m pytest tests/test_interruptions.py -m slow -s

@@ -219,7 +219,7 @@ def transformer() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return nn.Sequential(encoder, head), torch.randn(4, 128, 768), torch.randint(100, (512,))
 
 
-def whole_steps(seconds: float) -> Table:
+def whole_steps(densities: Sequence[float], seconds: float) -> Table:
     """Training steps of whole networks: loss, backward, SGD with momentum; the last layer stays dense."""
     table = Table("network", "density", "dense ms", "sparse ms", "speed-up", "asked", title="training step")
     networks = {
@@ -247,7 +247,7 @@ def whole_steps(seconds: float) -> Table:
         return run
 
     for name, (make, asked) in networks.items():
-        for density in (0.1, 0.05, 0.01):
+        for density in densities:
             found = medians({"dense": training(make, 1), "sparse": training(make, density)}, seconds)
             one, other = found.values()
             cells = f"{one:.2f}", f"{other:.2f}", f"{one / other:.2f}", str(asked.get(density, ""))
@@ -531,7 +531,7 @@ def main() -> None:
         for table in tables(processor.described().get("vendor_id", ""), options.seconds, medians):
             console.print(table())
     if "steps" in options.only:
-        console.print(whole_steps(options.seconds))
+        console.print(whole_steps(options.densities, options.seconds))
     if "evolution" in options.only:
         console.print(evolution(options.evolved, options.seconds))
     if "growth" in options.only:

@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 QUICK = {
-    "every line once, and accidents": "SET/sgd/step/small --lines 1000000 --new --accidents 1 --uses 2",
+    "every line once, and accidents": "SET/sgd/step/small --lines 1000000 --new --accidents 1 --uses 1",
     "every so often": "RigL/adam-fused/step/attention GraNet/sgd/evolve/attention GMP/adam/load_other_count/attention "
     "SET/sgd-fused/load_same_count/attention RigL/sgd/load_optimizer/attention across/adam/*trim*/attention "
-    "--lines 2400 --operators 240 --allocations 120 --uses 1",
+    "--lines 4800 --operators 480 --allocations 240 --uses 1",
     "in earnest": "SET/sgd/evolve/large GMP/sgd/step/large --signals 8 --limits 10 --storm 6 --uses 1",
 }
 THOROUGH = {

@@ -31,6 +31,7 @@ from sparsify.evolution import (
     sparing_units,
     uniformly,
 )
+from tests.support.marks import shown
 
 PUBLIC = {name: vars(module)[name] for module in (sparsify, evolution) for name in module.__all__}
 """What `from sparsify import *` and `from sparsify.evolution import *` bring."""
@@ -79,7 +80,7 @@ def test_every_ready_made_value_and_every_option_is_here():
         assert set(options(value)) == set(others)
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=shown)
 def test_a_value_is_what_its_repr_makes(value):
     again = eval(repr(value), dict(PUBLIC))
     assert again is not value
@@ -89,7 +90,7 @@ def test_a_value_is_what_its_repr_makes(value):
     assert repr(again) == repr(value)
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=shown)
 def test_copies_are_equal(value):
     pickled = pickle.loads(pickle.dumps(value))
     for again in copy.copy(value), copy.deepcopy(value), pickled, dataclasses.replace(value):
@@ -99,7 +100,7 @@ def test_copies_are_equal(value):
         assert vars(again) == vars(value)
 
 
-@pytest.mark.parametrize(("value", "name", "option"), CHANGED, ids=str)
+@pytest.mark.parametrize(("value", "name", "option"), CHANGED, ids=shown)
 def test_with_another_option_it_is_another(value, name, option):
     other = dataclasses.replace(value, **{name: option})
     assert type(other) is type(value)
@@ -109,7 +110,7 @@ def test_with_another_option_it_is_another(value, name, option):
     assert dataclasses.replace(other, **{name: getattr(value, name)}) == value
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=shown)
 def test_a_value_does_not_change(value):
     for each in dataclasses.fields(value):
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -186,7 +187,7 @@ def everything_of_a_users(shift=0.0):
     )
 
 
-@pytest.mark.parametrize("value", [*VALUES, everything_of_a_users()], ids=repr)
+@pytest.mark.parametrize("value", [*VALUES, everything_of_a_users()], ids=shown)
 def test_what_ranks_send_can_be_pickled_and_is_equal_where_the_values_are(value):
     again = everything_of_a_users() if value.__class__ is Evolution and value.until == 99 else copy.deepcopy(value)
     told, other = (pickle.loads(pickle.dumps(comparable(each))) for each in (value, again))
@@ -228,7 +229,7 @@ class ByValue:
         (constant(0.5), constant(Fraction(1, 3))),
         (constant(0.5), lambda step: 0.5),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_ranks_see_what_differs(one, other):
     assert comparable(one) != comparable(other)
@@ -237,7 +238,9 @@ def test_ranks_see_what_differs(one, other):
 
 
 @pytest.mark.parametrize(
-    "option", [torch.ones(3), torch.nan, np.ones(3), [lambda: 0], torch.nn.Linear(2, 2), object(), open], ids=str
+    "option",
+    [torch.ones(3), torch.nan, np.ones(3), [lambda: 0], torch.nn.Linear(2, 2), object(), open],
+    ids=shown,
 )
 def test_what_cannot_be_compared_makes_no_ranks_differ(option):
     told = comparable(partial(magnitude, option))

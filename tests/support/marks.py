@@ -1,5 +1,7 @@
 """Marks that several files of tests share."""
 
+import re
+
 import pytest
 import torch
 
@@ -16,3 +18,8 @@ EACH = [
 ]
 PATHS = [pytest.param("compiled", marks=needs_native), "plain"]
 """By the compiled library, and by the functions that take its place where there is none."""
+
+
+def shown(value):
+    """A name of a parametrized test that is the same in every process: without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+|\d{9,}", "", str(value))
