@@ -4,7 +4,7 @@ python examples/benchmark.py --only convolutions
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from types import MappingProxyType
