@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, TypedDict, overload
+from typing import Any, TypedDict, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
@@ -15,14 +15,12 @@ from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.decision import check_something_changes, decide
 from sparsify._src.conversion.densities import Density, sparsity
 from sparsify._src.conversion.distributions import Distribution, erdos_renyi
-from sparsify._src.conversion.linear_maps import DEFAULT, Kinds, LinearMap, checked_kinds
+from sparsify._src.conversion.linear_maps import DEFAULT, Kinds, checked_kinds
 from sparsify._src.conversion.planning import report_of
 from sparsify._src.conversion.starts import Start
 from sparsify._src.evolution import SET, Evolution
 from sparsify._src.evolution.grown_values import GrownValues, Named
 from sparsify._src.layers import model_loading
-from sparsify._src.layers.convolution import SparseConv1d, SparseConv2d, SparseConv3d
-from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.layers.map import SparseMap
 from sparsify._src.training import arguments, holders
 from sparsify._src.training.choices import Choices, OnEvolve
@@ -48,14 +46,6 @@ class Options(TypedDict, total=False):
 
 
 Wrappable = Optimizer | SparseOptimizer
-
-SPARSE: dict[type[nn.Module], type[SparseMap]] = {
-    nn.Linear: SparseLinear,
-    nn.Conv1d: SparseConv1d,
-    nn.Conv2d: SparseConv2d,
-    nn.Conv3d: SparseConv3d,
-}
-"""Which sparse layer takes the place of which dense one."""
 
 
 @overload
@@ -171,7 +161,9 @@ def sparsify(
     seed = torch.initial_seed() if seed is None else seed
     layers: dict[str, SparseMap] = {}
     for name, connections in decision.first.items():
-        layers[name] = _layer(decision.maps[name], connections, start, vectors.generator(seed, "start", name))
+        layers[name] = replacement.sparse_layer(
+            decision.maps[name], connections, start, vectors.generator(seed, "start", name)
+        )
     replaced, pieces = replacement.assemble(decision.maps, layers)
     old = {module: name for name, module in model.named_modules() if module in replaced}
     layers |= decision.existing
@@ -237,15 +229,3 @@ def _deal(decision: Decision, optimizers: Sequence[Any], several: bool) -> list[
             check_elementwise(each)
             Kept(each).check({name: weight for name, weight in weights.items() if name in names})
     return dealt
-
-
-def _layer(linear_map: LinearMap, connections: int | Tensor, start: Start, generator: torch.Generator) -> SparseMap:
-    """The sparse layer that takes the place of a dense one.
-
-    Args:
-        connections: at first: so many, or these.
-    """
-    how: Literal["random", "magnitude"] = "random" if start == "random" else "magnitude"
-    layer = SPARSE[linear_map.kind].replacing(linear_map.dense, connections, start=how, generator=generator)
-    layer.transposed = linear_map.transposed
-    return layer

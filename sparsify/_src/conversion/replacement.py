@@ -4,17 +4,44 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from sparsify._src.conversion.linear_maps import LinearMap
+from sparsify._src.conversion.starts import Start
 from sparsify._src.conversion.transfer import Piece, Pieces
 from sparsify._src.layers.attention import SparseMultiheadAttention
+from sparsify._src.layers.convolution import SparseConv1d, SparseConv2d, SparseConv3d
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.layers.map import SparseMap
 
 Part = SparseMap | nn.Linear
 """What comes in the place of a linear map: its sparse layer, or a projection left dense."""
+
+
+SPARSE: dict[type[nn.Module], type[SparseMap]] = {
+    nn.Linear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
+    nn.Conv2d: SparseConv2d,
+    nn.Conv3d: SparseConv3d,
+}
+"""Which sparse layer takes the place of which dense one."""
+
+
+def sparse_layer(
+    linear_map: LinearMap, connections: int | Tensor, start: Start, generator: torch.Generator
+) -> SparseMap:
+    """The sparse layer that takes the place of a dense one.
+
+    Args:
+        connections: at first: so many, or these.
+    """
+    how: Literal["random", "magnitude"] = "random" if start == "random" else "magnitude"
+    layer = SPARSE[linear_map.kind].replacing(linear_map.dense, connections, start=how, generator=generator)
+    layer.transposed = linear_map.transposed
+    return layer
 
 
 def assemble(
