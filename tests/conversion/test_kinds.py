@@ -634,3 +634,10 @@ def test_averages_of_convolutions_evolve_along():
         assert torch.equal(average.module[int(name)].flat(), model[int(name)].flat())
     inputs = images(0)[0]
     torch.testing.assert_close(average(inputs), densify(average.module)(inputs))
+
+
+def test_a_depthwise_convolution_that_no_kind_names_has_its_own_reason():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+    reasons = [row.reason for row in plan(model, 0.5).layers]
+    assert reasons[0] == "it is depthwise: each of its filters reads a single channel"
+    assert reasons[1] == "kinds=(nn.Linear, nn.Conv2d) makes it sparse"

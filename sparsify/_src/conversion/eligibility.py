@@ -11,7 +11,16 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sparsify._src import kernels
 from sparsify._src.conversion import adapters
-from sparsify._src.conversion.linear_maps import CONVOLUTIONS, EVERYTHING, KINDS, Kinds, LinearMap, pruned
+from sparsify._src.conversion.linear_maps import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    EVERYTHING,
+    KINDS,
+    Kinds,
+    LinearMap,
+    is_depthwise,
+    pruned,
+)
 from sparsify._src.distributed import SHARDED
 from sparsify._src.torch_private import has_hooks
 from sparsify._src.training import holders
@@ -117,8 +126,8 @@ def why_dense(
                 return "its weight is computed from others (parametrization, weight norm)"
             if id(linear) in inside:
                 return "nn.MultiheadAttention reads its weight directly"
-            if isinstance(linear, CONVOLUTIONS) and linear.groups > 1 and linear.weight.shape[1] == 1:
-                return "it is depthwise: each of its filters reads a single channel"
+            if isinstance(linear, CONVOLUTIONS) and is_depthwise(linear):
+                return DEPTHWISE
         for module in owner, linear:
             if own := _own_members(type(module)):
                 return own

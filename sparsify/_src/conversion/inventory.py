@@ -11,7 +11,15 @@ from sparsify._src.conversion import speed, work
 from sparsify._src.conversion.calls import Seen
 from sparsify._src.conversion.distributions import Sizes
 from sparsify._src.conversion.layer_report import LayerReport
-from sparsify._src.conversion.linear_maps import CONVOLUTIONS, KINDS, TRANSPOSED, LinearMap, kind_of
+from sparsify._src.conversion.linear_maps import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    KINDS,
+    TRANSPOSED,
+    LinearMap,
+    is_depthwise,
+    kind_of,
+)
 from sparsify._src.conversion.report import Report
 from sparsify._src.conversion.training_bytes import TrainingBytes
 from sparsify._src.layers.attention import SparseMultiheadAttention
@@ -190,6 +198,8 @@ def _other_rows(
 def _why_not(module: nn.Module) -> str:
     """Why a module that no kind names stays dense."""
     if isinstance(module, CONVOLUTIONS):
+        if is_depthwise(module):
+            return DEPTHWISE
         return f"kinds=(nn.Linear, nn.{kind_of(module).__name__}) makes it sparse"
     if isinstance(module, TRANSPOSED):
         return "transposed convolutions stay dense"

@@ -25,6 +25,15 @@ Kinds = Sequence[type[nn.Module]]
 DEFAULT = (nn.Linear,)
 
 
+DEPTHWISE = "it is depthwise: each of its filters reads a single channel"
+"""Why such a convolution stays dense."""
+
+
+def is_depthwise(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether each filter of a convolution reads one channel of several."""
+    return module.groups > 1 and module.groups == module.in_channels
+
+
 def checked_kinds(kinds: object) -> tuple[type[nn.Module], ...]:
     """The kinds that a user names, of which one may stand alone.
 
