@@ -418,7 +418,6 @@ def test_no_window_whatever_its_numbers_ends_the_process(numbers, outs):
         ({"crow": torch.zeros(6, dtype=torch.int32)}, (ValueError, TypeError)),
         ({"col": torch.zeros(108, dtype=torch.float32)}, TypeError),
     ],
-    ids=str,
 )
 def test_operands_of_an_operator_that_do_not_fit_are_refused(change, error, name):
     layer = SparseConv2d(4, 6, 3, 0.5)
