@@ -176,7 +176,7 @@ def fail_after(function):
 @pytest.mark.parametrize(
     "sabotage",
     [
-        lambda patch, optimizer: patch.setattr(api.SparseLinear, "replacing", boom),
+        lambda patch, optimizer: patch.setattr(SparseLinear, "replacing", boom),
         lambda patch, optimizer: patch.setattr(transfer, "replace_parameters", boom),
         lambda patch, optimizer: patch.setattr(replacement, "replace_modules", fail_after(replacement.replace_modules)),
         lambda patch, optimizer: patch.setattr(transfer, "replace_parameters", fail_after(transfer.replace_parameters)),

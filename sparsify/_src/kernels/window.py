@@ -102,7 +102,8 @@ def dense_gradient(grad: Tensor, input: Tensor, window: Window | None, rows: sli
         rows: with a beginning and an end.
     """
     if window is None:
-        return torch.mm(grad[:, rows].t(), input)
+        with torch.autocast(grad.device.type, enabled=False):  # growth is to choose alike in and outside of it
+            return torch.mm(grad[:, rows].t(), input)
     found, per_group = [], grad.shape[1] // window.groups
     channels, dims = input.shape[1] // window.groups, len(window.kernel_size)
     geometry = window.stride, window.padding, window.dilation, False, [0] * dims, 1
