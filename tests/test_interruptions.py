@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 QUICK = {
-    "every line once, and accidents": "SET/sgd/step/small --lines 1000000 --new --accidents 1 --uses 1",
+    "one line in sixty, and accidents": "SET/sgd/step/small --lines 60 --accidents 1 --uses 1",
     "every so often": "RigL/adam-fused/step/attention GraNet/sgd/evolve/attention GMP/adam/load_other_count/attention "
     "SET/sgd-fused/load_same_count/attention RigL/sgd/load_optimizer/attention across/adam/*trim*/attention "
     "--lines 4800 --operators 480 --allocations 240 --uses 1",
     "in earnest": "SET/sgd/evolve/large GMP/sgd/step/large --signals 8 --limits 10 --storm 6 --uses 1",
 }
 THOROUGH = {
+    "every line once": "SET/sgd/step/small --lines 1000000 --new --uses 2",
     **{
         f"every line of {scenario}": f"{scenario}/small --lines 1 --operators 1 --allocations 1"
         for scenario in (
