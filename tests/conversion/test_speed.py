@@ -230,8 +230,8 @@ def test_where_no_convolution_was_measured_the_plan_says_whose_figures_it_tells(
 def test_losing_is_decided_anew_with_an_example_until_all_was_measured(machine):
     """Measured, those of more than 5000 connections lose."""
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 40, 3), nn.Conv2d(40, 8, 3))
-    given = {"kinds": (nn.Conv2d,), "example": torch.randn(16, 3, 9, 9), "measure": True}
-    report = plan(model, {"0": 0.5, "1": 0.5, "2": 0.5}, skip="losing", **given)
+    given = {"kinds": (nn.Conv2d,), "example": torch.randn(16, 3, 40, 40), "measure": True}
+    report = plan(model, {"0": 0.25, "1": 0.25, "2": 0.25}, skip="losing", **given)
     assert [row.name for row in report.sparse] == ["0", "2"]
     assert report.skip == ("1",)
     assert {place.out_features for place, _ in machine.layers} == {64, 40, 8}

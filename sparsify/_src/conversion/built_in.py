@@ -64,29 +64,30 @@ EPYC_AVX512 = """
 """An AMD EPYC (Zen 4). Training is a model that was fitted to layers measured at batch 128 there; how
 it changes with the batch, and inference, are as on the Xeon."""
 
-# PLACEHOLDERS: to be replaced by what `python examples/benchmark.py --fit` prints on these machines.
+_DENSE_CONVOLUTIONS = """
+0 6.96e-9 7.35e-9 5.95e-8 1.67e-7 1.31e-6
+0 2.56e-8 2.63e-7 0 9.26e-7 6.44e-6
+"""
 CONVOLUTIONS = {
-    "XEON_AVX512": """
-.02 1.2e-8 1e-7 1e-7 4e-7 1e-6
-.1 3.6e-8 3e-7 3e-7 1.5e-6 4e-6
-.03 2.5e-8 5e-7 5e-6
-.12 8e-8 1.5e-6 1.5e-5
+    "XEON_AVX512": _DENSE_CONVOLUTIONS
+    + """.1 1.78e-8 3.74e-7 3.8e-6
+.4 5.66e-8 1.25e-6 1.77e-5
 """,
-    "XEON_AVX2": """
-.02 2.4e-8 1.5e-7 1.5e-7 4e-7 1e-6
-.1 7.2e-8 4.5e-7 4.5e-7 1.5e-6 4e-6
-.03 5e-8 5e-7 5e-6
-.12 1.6e-7 1.5e-6 1.5e-5
+    # Not measured: sparse ones with half the lanes are taken to need twice the time, and an EPYC for a Xeon.
+    "XEON_AVX2": _DENSE_CONVOLUTIONS
+    + """.1 3.56e-8 3.74e-7 3.8e-6
+.4 1.13e-7 1.25e-6 1.77e-5
 """,
-    "EPYC_AVX512": """
-.02 1.5e-8 1e-7 1e-7 4e-7 1e-6
-.1 5e-8 3e-7 3e-7 1.5e-6 4e-6
-.03 2.5e-8 5e-7 5e-6
-.1 8e-8 1.5e-6 1.5e-5
+    "EPYC_AVX512": _DENSE_CONVOLUTIONS
+    + """.1 1.78e-8 3.74e-7 3.8e-6
+.4 5.66e-8 1.25e-6 1.77e-5
 """,
 }
-"""What work of convolutions costs, in milliseconds apiece: first dense ones (`convolution_costs.DENSE`), forward under
-no_grad and then forward and backward, below it sparse ones (`SPARSE`)."""
+"""What work of convolutions costs, in milliseconds apiece, as `benchmark.py --fit` finds it: first dense ones
+(`convolution_costs.DENSE`), forward under no_grad and then forward and backward, below it sparse ones (`SPARSE`).
+
+The first number of sparse ones is what a layer takes that is so small that nothing else counts.
+"""
 
 LANES = {"AVX-512": 16, "AVX2": 8, "baseline": 4}
 """float32 numbers in a vector of our kernels'; where others compute, convolutions have a dense weight."""
