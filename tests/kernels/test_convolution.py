@@ -475,3 +475,16 @@ def test_more_places_than_can_be_counted_are_refused():
 def test_copies_of_a_convolution_compute_the_same():
     layer, x = SparseConv2d(4, 6, 3, 0.5), torch.randn(2, 4, 7, 8)
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_kernel_computes_and_differentiates_within_autocast(name):
+    layer, x = SparseConv2d(4, 6, 3, 0.4), torch.randn(2, 4, 8, 8, requires_grad=True)
+    with kernels.use(name):
+        exact = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(x)
+            output.float().sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert layer.values.grad.dtype == x.grad.dtype == torch.float32
+    torch.testing.assert_close(output.float(), exact, atol=0.1, rtol=0.05)

@@ -21,7 +21,8 @@ def _matrix(values: Tensor, indices: Indices) -> tuple[Tensor, Tensor]:
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, window: Window) -> Tensor:
     """The convolution of input (batch, in_channels, *size)."""
     matrix, _ = _matrix(held(values, indices), indices)
-    return window.dense(input, matrix, bias).contiguous()
+    with torch.autocast(input.device.type, enabled=False):  # it has cast already what it is to cast
+        return window.dense(input, matrix, bias).contiguous()
 
 
 def backward(
@@ -37,8 +38,9 @@ def backward(
     weight = matrix.view(window.weight_shape((matrix.shape[0], matrix.shape[1])))
     dims = len(window.kernel_size)
     geometry = window.stride, window.padding, window.dilation, False, [0] * dims, window.groups
-    of_input, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        grad, input, weight, [len(matrix)], *geometry, list(needs)
-    )
+    with torch.autocast(input.device.type, enabled=False):
+        of_input, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            grad, input, weight, [len(matrix)], *geometry, list(needs)
+        )
     of_values = of_weight.flatten()[flat] if needs[1] else None
     return of_input.contiguous() if needs[0] else None, of_values, of_bias if needs[2] else None

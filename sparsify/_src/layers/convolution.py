@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from sparsify._src import kernels, topology
-from sparsify._src.checks import check_density
+from sparsify._src import kernels
 from sparsify._src.kernels.window import Window
 from sparsify._src.layers.adoption import adopt
 from sparsify._src.layers.from_dense import matrix_shape
-from sparsify._src.layers.initialization import drawn, drawn_generator
 from sparsify._src.layers.inputs import checked_images
 from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Indices
@@ -79,12 +77,7 @@ class SparseConv(SparseMap):
         if len(self.kernel_size) != self._dims:
             raise ValueError(f"kernel_size must be a number, or {self._dims} of them, got {self.kernel_size}.")
         self.window.check()
-        shape = matrix_shape(dense)
-        nnz = topology.connection_count(check_density(density), shape)
-        flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
-        values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
-        offsets = None if offset is None else nn.Parameter(offset.to(values))
-        self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
+        self._draw(matrix_shape(dense), density, bias, generator, device, dtype)
 
     @classmethod
     def from_conv(

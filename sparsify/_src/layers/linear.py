@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from sparsify._src import kernels, topology
-from sparsify._src.checks import check_density
+from sparsify._src import kernels
 from sparsify._src.layers.adoption import adopt
-from sparsify._src.layers.initialization import drawn, drawn_generator
 from sparsify._src.layers.inputs import checked_input
 from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Indices, Shape
@@ -66,12 +64,7 @@ class SparseLinear(SparseMap):
         for name, size in ("in_features", in_features), ("out_features", out_features):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")
-        shape = (out_features, in_features)
-        nnz = topology.connection_count(check_density(density), shape)
-        flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
-        values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
-        offsets = None if offset is None else nn.Parameter(offset.to(values))
-        self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
+        self._draw((out_features, in_features), density, bias, generator, device, dtype)
 
     @classmethod
     def from_topology(

@@ -13,6 +13,7 @@ from sparsify._src import lazy, topology, vectors
 from sparsify._src.checks import check_density
 from sparsify._src.layers.adoption import adopt
 from sparsify._src.layers.from_dense import choose_connections, matrix_shape, take_values
+from sparsify._src.layers.initialization import drawn, drawn_generator
 from sparsify._src.layers.layer import SparseLayer
 from sparsify._src.layers.resetting import prepare_reset
 from sparsify._src.layers.tracing import as_leaf
@@ -35,6 +36,22 @@ class SparseMap(SparseLayer):
 
     bias: nn.Parameter | None
     zero_bias: bool = False
+
+    def _draw(
+        self,
+        shape: Shape,
+        density: float,
+        bias: bool,
+        generator: torch.Generator | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Make it a new layer, with a random topology and initial values: see `SparseLinear`."""
+        nnz = topology.connection_count(check_density(density), shape)
+        flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
+        values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
+        offsets = None if offset is None else nn.Parameter(offset.to(values))
+        self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
 
     def _assemble(self, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__(shape, flat, values)
