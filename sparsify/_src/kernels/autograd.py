@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify._src.kernels import computing, operators, ops, products
+from sparsify._src.kernels import by_dense_weight, computing, operators, ops, products
 from sparsify._src.kernels.computing import Needs
 from sparsify._src.kernels.dispatch import kernel_for
 from sparsify._src.kernels.operands import is_direct, is_traced, is_transformed
@@ -39,7 +39,7 @@ def product(
     elif is_transformed():
         result = ops.Transformed.apply(input, values, bias, window, *indices)  # type: ignore[no-untyped-call]
     elif _is_exported_to_onnx():
-        result = operators.by_dense_weight(input, values, bias, indices, window)
+        result = by_dense_weight.product(input, values, bias, indices, window)
     else:
         result = operators.product(input, values, bias, indices, window)
     return result

@@ -1,28 +1,36 @@
-"""Convolutions by PyTorch's own, of a dense weight that exists as long as a call: where our kernels cannot compute.
+"""Products by PyTorch's own operators, of a dense weight that exists as long as a call.
 
-It is right on every device, and costs what a dense convolution does, in time and in memory for the weight.
+Convolutions are computed so where our kernels cannot: right on every device, at what a dense convolution costs in time,
+and in memory for the weight. Exporters take linear layers so too.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparsify._src.kernels.operands import held
 from sparsify._src.kernels.window import Window
-from sparsify._src.topology import Indices, rows
+from sparsify._src.topology import Indices
 
 
-def _matrix(values: Tensor, indices: Indices) -> tuple[Tensor, Tensor]:
-    """The dense weight (out_channels, columns), and the flat places of the connections."""
-    outs, columns = len(indices.crow) - 1, len(indices.ccol) - 1
-    flat = rows(indices.crow, len(values)) * columns + indices.col
-    return values.new_zeros(outs * columns).index_put_((flat,), values).view(outs, columns), flat
+def _weight(values: Tensor, indices: Indices) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The dense weight (rows, columns), and row and column of the connections; in operators that can be traced."""
+    row = indices.csc_row.scatter(0, indices.csc_order.long(), indices.csc_row).long()
+    places = row, indices.col.long()
+    zeros = values.new_zeros(indices.crow.shape[0] - 1, indices.ccol.shape[0] - 1)
+    return zeros.index_put(places, values), places
+
+
+def product(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, window: Window | None) -> Tensor:
+    """`input @ weight.T + bias`, or the convolution by a window, for who knows ATen's operators alone: torch.onnx."""
+    weight, _ = _weight(values, indices)
+    return F.linear(input, weight, bias) if window is None else window.dense(input, weight, bias)
 
 
 def forward(input: Tensor, values: Tensor, bias: Tensor | None, indices: Indices, window: Window) -> Tensor:
     """The convolution of input (batch, in_channels, *size)."""
-    matrix, _ = _matrix(held(values, indices), indices)
     with torch.autocast(input.device.type, enabled=False):  # it has cast already what it is to cast
-        return window.dense(input, matrix, bias).contiguous()
+        return product(input, held(values, indices), bias, indices, window).contiguous()
 
 
 def backward(
@@ -33,8 +41,8 @@ def backward(
     needs: tuple[bool, bool, bool],
     window: Window,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, values and bias, as far as needed."""
-    matrix, flat = _matrix(held(values, indices), indices)
+    """Gradients of input, values and bias of the convolution, as far as needed."""
+    matrix, places = _weight(held(values, indices), indices)
     weight = matrix.view(window.weight_shape((matrix.shape[0], matrix.shape[1])))
     dims = len(window.kernel_size)
     geometry = window.stride, window.padding, window.dilation, False, [0] * dims, window.groups
@@ -42,5 +50,5 @@ def backward(
         of_input, of_weight, of_bias = torch.ops.aten.convolution_backward(
             grad, input, weight, [len(matrix)], *geometry, list(needs)
         )
-    of_values = of_weight.flatten()[flat] if needs[1] else None
+    of_values = of_weight.view_as(matrix)[places] if needs[1] else None
     return of_input.contiguous() if needs[0] else None, of_values, of_bias if needs[2] else None

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from sparsify._src.kernels import computing, native, operands, products
+from sparsify._src.kernels import by_dense_weight, computing, native, operands, products
 from sparsify._src.kernels.dispatch import kernel_for
 from sparsify._src.kernels.window import Window
 from sparsify._src.topology import Indices
@@ -89,26 +88,15 @@ def _(input: Tensor, values: Tensor, bias: Tensor | None, *index_and_window: Any
     return input.new_empty(input.shape[0], indices.crow.shape[0] - 1, *window.out_size(input.shape[2:]))
 
 
-def by_dense_weight(
-    input: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], window: Window | None
-) -> Tensor:
-    """The product in ATen's operators, for exporters that know no other, such as torch.onnx's."""
-    indices = Indices(*index)
-    row = indices.csc_row.scatter(0, indices.csc_order.long(), indices.csc_row)
-    weight = values.new_zeros(indices.crow.shape[0] - 1, indices.ccol.shape[0] - 1)
-    weight = weight.index_put((row.long(), indices.col.long()), values)
-    return F.linear(input, weight, bias) if window is None else window.dense(input, weight, bias)
-
-
 @register_decomposition(torch.ops.sparsify.linear.default)
 def _linear_by_dense_weight(input: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
-    return by_dense_weight(input, values, bias, index, None)
+    return by_dense_weight.product(input, values, bias, Indices(*index), None)
 
 
 @register_decomposition(torch.ops.sparsify.convolution.default)
 def _convolution_by_dense_weight(input: Tensor, values: Tensor, bias: Tensor | None, *index_and_window: Any) -> Tensor:
     *index, numbers = index_and_window
-    return by_dense_weight(input, values, bias, index, Window.of(numbers))
+    return by_dense_weight.product(input, values, bias, Indices(*index), Window.of(numbers))
 
 
 def _backward(

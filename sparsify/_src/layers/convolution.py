@@ -100,8 +100,7 @@ class SparseConv(SparseMap):
     @property
     def window(self) -> Window:  # type: ignore[override]  # of no other sparse layer is it anything
         """How it moves over its input, once that is padded by more than zeros on both sides."""
-        before, after = self._sides()
-        padding = (0,) * self._dims if self._is_padded_ahead(before, after) else before
+        padding = (0,) * self._dims if self._ahead() else self._sides()[0]
         return Window(self.kernel_size, self._each("stride"), padding, self._each("dilation"), self.groups)
 
     def _each(self, name: str) -> tuple[int, ...]:
@@ -122,9 +121,12 @@ class SparseConv(SparseMap):
         both = (0,) * self._dims if isinstance(self.padding, str) else self._each("padding")
         return both, both
 
-    def _is_padded_ahead(self, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-        """Whether F.pad pads before the product, which by itself pads with as many zeros before as after."""
-        return any(after) and (self.padding_mode != "zeros" or before != after)
+    def _ahead(self) -> list[int]:
+        """What F.pad pads by before the product, which by itself pads with as many zeros before as after; else none."""
+        before, after = self._sides()
+        if not any(after) or (self.padding_mode == "zeros" and before == after):
+            return []
+        return [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
 
     def _map(self, input: Tensor, indices: Indices) -> Tensor:
         values, dims, window = self.values, self._dims, self.window
@@ -132,9 +134,7 @@ class SparseConv(SparseMap):
         is_one = input.dim() == dims + 1
         if is_one:
             input = input.unsqueeze(0)
-        before, after = self._sides()
-        if self._is_padded_ahead(before, after):
-            ahead = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
+        if ahead := self._ahead():
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = F.pad(input, ahead, mode).to(input.dtype)  # autocast pads in float32 in some modes
         output = kernels.sparse_convolution(input, values, self.bias, indices, window)
