@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help mnist test interruptions lint bench wheel try-wheel clean
+.PHONY: help mnist test interruptions sanitize lint bench wheel try-wheel clean
 help:
 	@echo "make mnist      train a sparse network on MNIST (real data: DATA=folder or \$$SPARSIFY_DATA)"
 	@echo "make test       the test suite"
 	@echo "make interruptions  fail at every line, operator and allocation of an evolution (hours)"
+	@echo "make sanitize   test the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time layers, training steps and evolution beside other libraries"
 	@echo "make wheel      dist/*.whl, one for every Python of this platform"
@@ -21,6 +22,9 @@ test: .venv/installed
 
 interruptions: .venv/installed
 	$(BIN)/python -m pytest tests/test_interruptions.py -m slow -s
+
+sanitize: .venv/installed
+	sh .ci/sanitize tests/kernels tests/native tests/layers/test_convolution.py tests/evolution
 
 lint: .venv/installed
 	$(BIN)/ruff check .
