@@ -18,7 +18,7 @@ from sparsify._src.layers.convolution import SparseConv1d, SparseConv2d, SparseC
 from sparsify._src.layers.linear import SparseLinear
 from sparsify._src.training.following import follow
 from sparsify._src.training.optimizer import SparseOptimizer
-from sparsify._src.training.progress import Record
+from sparsify._src.training.record import LayerRecord, Record
 from sparsify._src.training.trimming import trim
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "SET",
     "Evolution",
     "GraNet",
+    "LayerRecord",
     "LayerReport",
     "Record",
     "Report",

@@ -14,13 +14,31 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsify import SET
+from sparsify._src.training import last_grown, saved
 from sparsify._src.training.explored import PADDING, SIZE, Explored
-from sparsify._src.training.progress import Progress, Record
+from sparsify._src.training.last_grown import LastGrown
+from sparsify._src.training.progress import Progress
+from sparsify._src.training.record import LayerRecord, Record, Spread
 from sparsify._src.vectors import generator, sample
 from tests.support.comparing import assert_same
 
 SHAPES = {"0": (550, 484), "net.2": (4, 6)}
 PLACES = {"0": 266_200, "net.2": 24}
+
+
+def layer_record(**parts):
+    return LayerRecord(
+        **{
+            **{"evolved": True, "dropped": 7, "grown": 5, "connections": 9, "density": 0.1, "target": 0.05},
+            **{"turnover": 0.25, "survived": None, "explored": 0.5, "dead_inputs": 1, "dead_outputs": 0},
+            **{"fan_in": Spread(0.0, 1.0, 1.0, 1.5, 2.0), "fan_out": Spread(0.0, 1.0, 1.0, 1.0, 4.0)},
+            **{"magnitude": Spread(0.0, 0.5, 1.0, math.inf, math.inf), **parts},
+        }
+    )
+
+
+def layers(step):
+    return {"0": layer_record(), "net.2": layer_record(evolved=step > 6, dropped=1, grown=1, survived=1 / step)}
 
 
 def progress(steps=9, seed=5):
@@ -30,11 +48,12 @@ def progress(steps=9, seed=5):
         "net.2": Explored(torch.tensor([0, 3, 5]), SHAPES["net.2"]),
     }
     counts = {"0": (600, 500), "net.2": (3, 3)}
-    history = [
-        Record(step, 0.3 / step, {"0": 7, "net.2": 1}, {"0": 5, "net.2": 1}, {"0": 9, "net.2": 9}, 0.1)
-        for step in range(3, steps + 1, 3)
-    ]
-    return Progress(seed, counts, explored, True, steps, len(history), history, {"net.2"})
+    history = [Record(step, 0.3 / step, 0.1, layers(step)) for step in range(3, steps + 1, 3)]
+    last_grown = {
+        "0": LastGrown.of(sample(266_200, 3000, generator(seed, "grown"))),
+        "net.2": LastGrown.of(torch.tensor([5, 23])),
+    }
+    return Progress(seed, counts, explored, True, steps, len(history), history, {"net.2"}, last_grown)
 
 
 def fresh():
@@ -44,7 +63,9 @@ def fresh():
 
 def everything(of):
     sketches = {name: (explored.places, explored.sketch) for name, explored in of.explored.items()}
-    return {**vars(of), "explored": sketches, "history": [tuple(record) for record in of.history]}
+    places = {name: grown.places for name, grown in of.last_grown.items()}
+    records = [(record[:-1], {name: tuple(layer) for name, layer in record.layers.items()}) for record in of.history]
+    return {**vars(of), "explored": sketches, "last_grown": places, "history": records}
 
 
 def test_what_is_saved_is_loaded():
@@ -53,14 +74,17 @@ def test_what_is_saved_is_loaded():
     other.load_state_dict(one.state_dict())
     assert_same(everything(other), everything(one))
     assert all(type(record) is Record for record in other.history)
+    assert all(type(record.layers["0"]) is LayerRecord for record in other.history)
+    assert type(other.history[0].layers["0"].fan_in) is Spread
 
 
 def test_what_is_loaded_is_a_copy():
     one, other = progress(), fresh()
     state = one.state_dict()
     other.load_state_dict(state)
-    state["history"][0]["grown"]["0"] = -1
+    state["history"][0]["layers"]["0"]["grown"] = -1
     state["explored"]["0"]["sketch"].zero_()
+    state["last_grown"]["0"]["places"].zero_()
     assert_same(everything(other), everything(progress()))
 
 
@@ -93,6 +117,8 @@ def test_what_is_saved_is_plain_and_of_the_same_keys_and_lengths_at_all_times():
     assert lengths(state) == lengths(fresh().state_dict())
     assert state["explored"]["net.2"]["sketch"].shape == (SIZE,)
     assert state["explored"]["net.2"]["count"] == 3
+    assert [state["last_grown"][name]["places"].shape for name in SHAPES] == [(last_grown.SIZE,)] * 2
+    assert [state["last_grown"][name]["count"] for name in SHAPES] == [last_grown.SIZE, 2]
 
 
 def test_numbers_of_numpy_are_saved_as_pythons():
@@ -108,6 +134,7 @@ def test_lists_serve_where_tuples_are_saved():
     state = one.state_dict()
     state["counts"] = {name: list(pair) for name, pair in state["counts"].items()}
     state["history"] = list(state["history"])
+    state["history"][0]["layers"]["0"]["fan_in"] = list(state["history"][0]["layers"]["0"]["fan_in"])
     other = fresh()
     other.check_state_dict(state, SHAPES)
     other.load_state_dict(state)
@@ -139,15 +166,24 @@ def fake():
 
 
 def record(**parts):
-    return {
-        "step": 9,
-        "drop_fraction": 0.1,
-        "dropped": {"0": 7},
-        "grown": {"0": 5},
-        "connections": {"0": 9},
-        "density": 0.1,
-        **parts,
-    }
+    return {**progress().state_dict()["history"][2], **parts}
+
+
+def layer(**parts):
+    """A record whose layer "net.2" has these parts."""
+    own = record()
+    return record(layers={**own["layers"], "net.2": {**own["layers"]["net.2"], **parts}})
+
+
+NET = '["history"][2]["layers"]["net.2"]'
+
+
+def places_of(*places):
+    return saved.padded("places", torch.tensor(places), last_grown.SIZE)["places"]
+
+
+def grown_last(**parts):
+    return {**progress().last_grown["net.2"].state_dict(), **parts}
 
 
 ANYTHING = {
@@ -176,8 +212,10 @@ ENTRIES = [
     *(("step",), ("evolutions",), ("seed",), ("due",), ("counts",), ("explored",), ("history",)),
     *(("counts", "0"), ("counts", "net.2"), ("counts", "0", 0), ("counts", "0", 1)),
     *(("explored", "0"), ("explored", "0", "sketch"), ("explored", "net.2", "sketch"), ("explored", "0", "count")),
-    *(("history", 1), ("history", 1, "step"), ("history", 1, "drop_fraction"), ("history", 1, "dropped")),
-    *(("history", 1, "grown"), ("history", 1, "grown", "0"), ("history", 2, "dropped", "net.2")),
+    *(("last_grown",), ("last_grown", "0"), ("last_grown", "0", "places"), ("last_grown", "0", "count")),
+    *(("history", 1), ("history", 1, "step"), ("history", 1, "drop_fraction"), ("history", 1, "density")),
+    *(("history", 1, "layers"), ("history", 1, "layers", "0")),
+    *(("history", 2, "layers", "net.2", name) for name in LayerRecord._fields),
 ]
 
 
@@ -209,11 +247,9 @@ def refuse(state, key):
 @pytest.mark.parametrize("path", ENTRIES, ids=key_of)
 @pytest.mark.parametrize("kind", ANYTHING)
 def test_anything_at_all_in_any_place_is_refused_by_its_name(path, kind):
-    if (path[-1], kind) == ("seed", "-1"):
-        return  # a seed like any other
+    if (path[-1], kind) in [("seed", "-1"), ("survived", "None")]:
+        return  # a seed like any other, and what is so where nothing had grown
     key = key_of(path[:-1] if path[:1] == ("counts",) and isinstance(path[-1], int) else path)
-    if path[-1] in ("dropped", "grown") and kind == "a dict":
-        key = key_of(path[:-1])  # empty, as the other one is not
     refuse(changed(path, ANYTHING[kind]), key)
 
 
@@ -240,7 +276,7 @@ def test_anything_at_all_in_any_place_is_refused_by_its_name(path, kind):
         (
             ("history",),
             [{"step": 1}] * 3,
-            "[\"history\"][0] must be a dict of ['step', 'drop_fraction', 'dropped', 'gr",
+            "[\"history\"][0] must be a dict of ['step', 'drop_fraction', 'density', 'layers'], got ['step'].",
         ),
         (("history",), {0: record(), 1: record(), 2: record()}, '["history"] must be a tuple or a list'),
         (("history", 2), record(more=1), '["history"][2]'),
@@ -251,10 +287,65 @@ def test_anything_at_all_in_any_place_is_refused_by_its_name(path, kind):
         (("history", 2), record(drop_fraction=1.01), '["history"][2]["drop_fraction"]'),
         (("history", 2), record(drop_fraction=Fraction(1, 2)), '["history"][2]["drop_fraction"]'),
         (("history", 2), record(drop_fraction=True), '["history"][2]["drop_fraction"]'),
-        (("history", 2), record(dropped={"1": 3}), '["history"][2]["dropped"]'),
-        (("history", 2), record(dropped={"0": 266_201}), '["history"][2]["dropped"]["0"]'),
-        (("history", 2), record(grown={"0": True}), '["history"][2]["grown"]["0"]'),
-        (("history", 2), record(grown={"net.2": 5}), '["history"][2]["grown"] must be of the layers [\'0\']'),
+        (("history", 2), record(density=1.01), '["history"][2]["density"]'),
+        (("history", 2), record(layers={}), "[\"history\"][2][\"layers\"] must be of the sparse layers ['0', 'net.2']"),
+        (("history", 2), record(layers={"0": layers(9)["0"]._asdict()}), '["history"][2]["layers"]'),
+        (("history", 2), layer(more=1), f"{NET} must be a dict of ['evolved', 'dropped', "),
+        (("history", 2), layer(evolved=1), f'{NET}["evolved"] must be True or False, got 1.'),
+        (("history", 2), layer(dropped=25), f'{NET}["dropped"] must be a whole number in [0, 24], got 25.'),
+        (("history", 2), layer(grown=True), f'{NET}["grown"]'),
+        (("history", 2), layer(connections=1.0), f'{NET}["connections"]'),
+        (("history", 2), layer(dead_inputs=7), f'{NET}["dead_inputs"] must be a whole number in [0, 6]'),
+        (("history", 2), layer(dead_outputs=5), f'{NET}["dead_outputs"] must be a whole number in [0, 4]'),
+        (("history", 2), layer(density=1), f'{NET}["density"] must be a number in [0, 1], got 1.'),
+        (("history", 2), layer(target=-0.1), f'{NET}["target"]'),
+        (("history", 2), layer(turnover=1.1), f'{NET}["turnover"]'),
+        (("history", 2), layer(survived=-0.1), f'{NET}["survived"] must be None or a number in [0, 1], got -0.1.'),
+        (("history", 2), layer(survived=math.nan), f'{NET}["survived"]'),
+        (("history", 2), layer(explored=math.nan), f'{NET}["explored"]'),
+        (("history", 2), layer(fan_in=(1.0,) * 4), f'{NET}["fan_in"] must be five numbers in [0, 6] that never fall'),
+        (("history", 2), layer(fan_in=(0.0, 2.0, 1.0, 3.0, 4.0)), f'{NET}["fan_in"]'),
+        (("history", 2), layer(fan_in=(1,) * 5), f'{NET}["fan_in"]'),
+        (("history", 2), layer(fan_out=(1.0,) * 4 + (4.5,)), f'{NET}["fan_out"] must be five numbers in [0, 4]'),
+        (("history", 2), layer(fan_out=(math.nan,) * 5), f'{NET}["fan_out"]'),
+        (
+            ("history", 2),
+            layer(magnitude=(-0.1,) * 5),
+            f'{NET}["magnitude"] must be five numbers that are not negative',
+        ),
+        (("last_grown", "1"), grown_last(), '["last_grown"]'),
+        (("last_grown", "net.2"), grown_last(more=1), '["last_grown"]["net.2"] must hold "places" and "count"'),
+        (
+            ("last_grown", "net.2"),
+            grown_last(count=1),
+            '["last_grown"]["net.2"]["places"] must be -1 from 1 ("count") on',
+        ),
+        (("last_grown", "net.2"), grown_last(count=3), '["last_grown"]["net.2"]["places"] must begin with 3 ("count")'),
+        (
+            ("last_grown", "net.2"),
+            grown_last(count=25),
+            '["last_grown"]["net.2"]["count"] must be a whole number in [0, 24]',
+        ),
+        (
+            ("last_grown", "net.2"),
+            grown_last(places=places_of(5, 24)),
+            '["last_grown"]["net.2"]["places"] must begin with 2',
+        ),
+        (
+            ("last_grown", "net.2"),
+            grown_last(places=places_of(23, 5)),
+            '["last_grown"]["net.2"]["places"] must begin with 2',
+        ),
+        (
+            ("last_grown", "net.2"),
+            grown_last(places=places_of(-2, 5)),
+            '["last_grown"]["net.2"]["places"] must begin with 2',
+        ),
+        (
+            ("last_grown", "net.2"),
+            grown_last(places=places_of(5, 6)[:9]),
+            '["last_grown"]["net.2"]["places"] must be a plain',
+        ),
         (("explored", "1"), sketch(), '["explored"]'),
         (("explored", "net.2"), sketch(more=1), '["explored"]["net.2"] must hold "sketch" and "count"'),
         (("explored", "net.2"), sketch(count=2), '["explored"]["net.2"]["sketch"] must be -1 from 2 ("count") on'),
@@ -283,7 +374,7 @@ def test_anything_at_all_in_any_place_is_refused_by_its_name(path, kind):
         (
             ("surplus",),
             1,
-            " must hold ['counts', 'due', 'evolutions', 'explored', 'history', 'seed', 'step', 'trained'], got",
+            " must hold ['counts', 'due', 'evolutions', 'explored', 'history', 'last_grown', 'seed', 'step', 'trained",
         ),
     ],
 )
@@ -291,7 +382,7 @@ def test_what_is_wrong_is_named(path, value, key):
     refuse(changed(path, value), 'state_dict["sparsify"]' + key)
 
 
-@pytest.mark.parametrize("key", ["step", "evolutions", "seed", "due", "counts", "explored", "history"])
+@pytest.mark.parametrize("key", ["step", "evolutions", "seed", "due", "counts", "explored", "last_grown", "history"])
 def test_what_is_missing_is_named(key):
     state = progress().state_dict()
     del state[key]

@@ -9,7 +9,7 @@ from sparsify._src.evolution.algorithms import check_evolution
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.grown_values import GrownValues, Named, grown_values_of
 from sparsify._src.training.optimizer_state import GrownState, check_grown_state
-from sparsify._src.training.progress import Record
+from sparsify._src.training.record import Record
 
 OnEvolve = Callable[[Record], object]
 """Is called with the record of each evolution, when that is over."""

@@ -23,7 +23,8 @@ from sparsify._src.training.foreign_writes import ForeignWrites
 from sparsify._src.training.gradients import Gradients
 from sparsify._src.training.old_weights import OldWeights, warn_of_old_weights
 from sparsify._src.training.parameters import check_held, check_unchanged
-from sparsify._src.training.progress import Progress, Record
+from sparsify._src.training.progress import Progress
+from sparsify._src.training.record import Record
 from sparsify._src.training.remarks import Remarks
 from sparsify._src.training.resting import with_gradient
 from sparsify._src.training.stepping_optimizers import SteppingOptimizers
@@ -203,12 +204,11 @@ class Evolver:
         check_unchanged(self.layers, self.parameters)
         fraction = 0.0 if due is not None and progress.is_late(algorithm) else algorithm.fraction(progress.step)
         kept = self.optimizers.kept()
-        updates, changes, owners = prepare_evolution(
+        updates, grown, changes, owners = prepare_evolution(
             self.choices, progress, self.ranks, self.evolved, ready, kept, fraction
         )
-        record, noting = progress.prepare_record(fraction, updates, self.layers, due)
-        following = [] if due is None else [self.watch]
-        Swap([*changes, noting, *following], [self, *owners]).commit()
+        record, noting = progress.prepare_record(fraction, updates, grown, self.layers, due)
+        Swap([*changes, noting, *[self.watch] * (due is not None)], [self, *owners]).commit()
         return record
 
     def _begin_alike(self) -> None:

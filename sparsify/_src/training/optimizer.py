@@ -22,7 +22,7 @@ from sparsify._src.training.arguments import check_optimizer
 from sparsify._src.training.choices import Choices, OnEvolve
 from sparsify._src.training.evolver import Evolver
 from sparsify._src.training.optimizer_state import GrownState
-from sparsify._src.training.progress import Record
+from sparsify._src.training.record import Record
 from sparsify._src.training.steps import Calls, changes_nothing, optimizers_that_step_this, tells_of_steps
 from sparsify._src.written import Shown
 

@@ -5,14 +5,21 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
+
+from torch import Tensor
 
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.update import Update
 from sparsify._src.layers.matrix import SparseMatrix
 from sparsify._src.swap import Change
 from sparsify._src.topology import Shape
-from sparsify._src.training.explored import Explored, refused
+from sparsify._src.training import record_state
+from sparsify._src.training.explored import Explored
+from sparsify._src.training.last_grown import LastGrown
+from sparsify._src.training.record import Record
+from sparsify._src.training.recording import layer_record
+from sparsify._src.training.saved import check_count, refused
 
 KEY = 'state_dict["sparsify"]'
 """Where the state is found in an optimizer's state dict; errors name it."""
@@ -22,30 +29,6 @@ SEED_BITS = 14_000
 
 EVOLVERS = ("schedules", "topology")
 """What the evolver adds to the state."""
-
-
-class Record(NamedTuple):
-    """What one evolution did.
-
-    step: after which optimizer step it came.
-    drop_fraction: share of the connections that made room for new ones.
-    dropped, grown: connections, by layer; of the layers that evolved.
-    connections: of every sparse layer, afterwards.
-    density: of all sparse layers together, afterwards.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 10))
-        >>> model, sgd = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.5, on_evolve=print)
-        >>> record = sgd.evolve()  # doctest: +ELLIPSIS
-        Record(step=0, drop_fraction=0.3, dropped={'0': ..., '2': ...}, grown={...}, connections={...}, density=0.5)
-    """
-
-    step: int
-    drop_fraction: float
-    dropped: dict[str, int]
-    grown: dict[str, int]
-    connections: dict[str, int]
-    density: float
 
 
 @dataclass
@@ -59,6 +42,7 @@ class Progress:
     step, evolutions: how many there were.
     history: a record of each evolution.
     trained: the layers that have trained since the last one.
+    last_grown: the connections that grew in each layer when it last evolved.
     """
 
     seed: int
@@ -69,6 +53,10 @@ class Progress:
     evolutions: int = 0
     history: list[Record] = field(default_factory=list)
     trained: set[str] = field(default_factory=set)
+    last_grown: dict[str, LastGrown] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.last_grown = {name: LastGrown.none() for name in self.counts} | self.last_grown
 
     def excess(self, algorithm: Evolution, name: str, nnz: int) -> int:
         """How many connections more than its schedule says a layer has; none where nothing is pruned."""
@@ -92,6 +80,7 @@ class Progress:
         self,
         drop_fraction: float,
         updates: Mapping[str, Update],
+        grown: Mapping[str, Tensor],
         layers: Mapping[str, SparseMatrix],
         due: bool | None = None,
     ) -> tuple[Record, Change]:
@@ -99,24 +88,42 @@ class Progress:
 
         Args:
             updates: of the layers that evolve.
+            grown: the values of their new connections.
             layers: all of them, as they are before.
             due: whether evolution comes after the next step; None: as it is.
         """
-        explored = {}
+        explored = {name: copy.copy(self.explored[name]) for name in updates}
         for name, update in updates.items():
-            explored[name] = copy.copy(self.explored[name])
             explored[name].add(update.grown)
-        grown = {name: len(update.grown) for name, update in updates.items()}
-        dropped = {name: update.old_nnz - len(update.flat) + grown[name] for name, update in updates.items()}
-        after_all = {name: len(updates[name].flat) if name in updates else each.nnz for name, each in layers.items()}
-        density = sum(after_all.values()) / max(1, sum(math.prod(each.shape) for each in layers.values()))
-        record = Record(self.step, drop_fraction, dropped, grown, after_all, density)
+        of_layers = {
+            name: layer_record(
+                layer,
+                updates.get(name),
+                grown.get(name),
+                self.counts[name][1],
+                explored.get(name, self.explored[name]),
+                self.last_grown[name],
+            )
+            for name, layer in layers.items()
+        }
+        connections = sum(each.connections for each in of_layers.values())
+        density = connections / max(1, sum(math.prod(each.shape) for each in layers.values()))
+        record = Record(self.step, drop_fraction, density, of_layers)
+        last_grown = {name: LastGrown.of(update.grown) for name, update in updates.items()}
         after = {"evolutions": self.evolutions + 1, "due": self.due if due is None else due, "trained": set()}
-        return record, partial(self._note, record, len(self.history), explored, after)
+        return record, partial(self._note, record, len(self.history), explored, last_grown, after)
 
-    def _note(self, record: Record, place: int, explored: Mapping[str, Explored], after: Mapping[str, Any]) -> None:
+    def _note(
+        self,
+        record: Record,
+        place: int,
+        explored: Mapping[str, Explored],
+        last_grown: Mapping[str, LastGrown],
+        after: Mapping[str, Any],
+    ) -> None:
         self.history[place:] = [record]
         self.explored.update(explored)
+        self.last_grown.update(last_grown)
         vars(self).update(after)
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +140,8 @@ class Progress:
             "trained": tuple(sorted(self.trained)),
             "counts": {name: (int(first), int(last)) for name, (first, last) in self.counts.items()},
             "explored": {name: explored.state_dict() for name, explored in self.explored.items()},
-            "history": tuple(record._asdict() for record in self.history),
+            "last_grown": {name: grown.state_dict() for name, grown in self.last_grown.items()},
+            "history": tuple(map(record_state.plain, self.history)),
         }
 
     def check_state_dict(self, state: object, shapes: Mapping[str, Shape], beside: Collection[str] = EVOLVERS) -> None:
@@ -152,21 +160,22 @@ class Progress:
         if not keys <= set(state) or not set(state) <= keys | set(beside):
             raise refused(KEY, f"must hold {sorted(keys)}", list(state))
         for name in "step", "evolutions":
-            _check_count(f'{KEY}["{name}"]', state[name], 2**63 - 1)
+            check_count(f'{KEY}["{name}"]', state[name], 2**63 - 1)
         if type(state["seed"]) is not int or state["seed"].bit_length() > SEED_BITS:
             raise refused(f'{KEY}["seed"]', f"must be a whole number of at most {SEED_BITS} bits", state["seed"])
         if type(state["due"]) is not bool:
             raise refused(f'{KEY}["due"]', "must be True or False", state["due"])
-        places = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+        places = {name: math.prod(shape) for name, shape in shapes.items()}
         trained = state["trained"]
         if type(trained) is not tuple or not all(type(name) is str and name in places for name in trained):
             raise refused(f'{KEY}["trained"]', f"must be a tuple of sparse layers among {list(places)}", trained)
-        _check_layers(f'{KEY}["counts"]', state["counts"], places)
-        _check_layers(f'{KEY}["explored"]', state["explored"], places)
+        for key in "counts", "explored", "last_grown":
+            _check_layers(f'{KEY}["{key}"]', state[key], places)
         for name in places:
             _check_first_and_last(f'{KEY}["counts"]["{name}"]', state["counts"][name], places[name])
             self.explored[name].check_state_dict(state["explored"][name], f'{KEY}["explored"]["{name}"]')
-        _check_history(f'{KEY}["history"]', state["history"], state, places)
+            LastGrown.check_state_dict(state["last_grown"][name], f'{KEY}["last_grown"]["{name}"]', places[name])
+        record_state.check_history(f'{KEY}["history"]', state["history"], state["evolutions"], state["step"], shapes)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict()` gave; `state` must have passed `check_state_dict`."""
@@ -178,17 +187,10 @@ class Progress:
             trained=set(state["trained"]),
             step=state["step"],
             evolutions=state["evolutions"],
-            history=[
-                Record(**{**record, **{key: dict(record[key]) for key in ("dropped", "grown", "connections")}})
-                for record in state["history"]
-            ],
+            history=[*map(record_state.loaded, state["history"])],
+            last_grown={name: LastGrown.loaded(state["last_grown"][name]) for name in self.counts},
         )
         vars(self).update(vars(loaded))  # in one go: nothing can come between
-
-
-def _check_count(key: str, count: object, most: int) -> None:
-    if type(count) is not int or not 0 <= count <= most:
-        raise refused(key, f"must be a whole number in [0, {most}]", count)
 
 
 def _check_layers(key: str, entries: object, places: Mapping[str, int]) -> None:
@@ -205,38 +207,3 @@ def _check_first_and_last(key: str, counts: object, most: int) -> None:
         raise refused(key, rule, counts)
     if counts[0] < counts[1]:
         raise refused(key, "must not rise from the first count to the last", counts)
-
-
-def _check_history(key: str, history: object, state: Mapping[str, Any], places: Mapping[str, int]) -> None:
-    if not isinstance(history, (tuple, list)):
-        raise refused(key, "must be a tuple or a list", history)
-    if len(history) != state["evolutions"]:
-        raise refused(key, f'must have {state["evolutions"]} records ("evolutions")', len(history))
-    before = 0
-    for number, record in enumerate(history):
-        _check_record(f"{key}[{number}]", record, before, state["step"], places)
-        before = record["step"]
-
-
-def _check_record(key: str, record: object, before: int, now: int, places: Mapping[str, int]) -> None:
-    if not isinstance(record, dict) or set(record) != set(Record._fields):
-        got = list(record) if isinstance(record, dict) else record
-        raise refused(key, f"must be a dict of {list(Record._fields)}", got)
-    step, fraction = record["step"], record["drop_fraction"]
-    if type(step) is not int or not before <= step <= now:
-        rule = f"must be a whole number in [{before}, {now}], never less than the one before"
-        raise refused(f'{key}["step"]', rule, step)
-    if type(fraction) not in (int, float) or not 0 <= fraction <= 1:
-        raise refused(f'{key}["drop_fraction"]', "must be a number in [0, 1]", fraction)
-    density = record["density"]
-    if type(density) is not float or not 0 <= density <= 1:
-        raise refused(f'{key}["density"]', "must be a number in [0, 1]", density)
-    for name in "dropped", "grown", "connections":
-        entries = record[name]
-        if not isinstance(entries, dict) or not set(entries) <= set(places):
-            got = list(entries) if isinstance(entries, dict) else entries
-            raise refused(f'{key}["{name}"]', f"must be of sparse layers among {list(places)}", got)
-        for layer, count in entries.items():
-            _check_count(f'{key}["{name}"]["{layer}"]', count, places[layer])
-    if set(record["dropped"]) != set(record["grown"]):
-        raise refused(f'{key}["grown"]', f"must be of the layers {list(record['dropped'])}", list(record["grown"]))

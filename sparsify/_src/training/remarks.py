@@ -6,7 +6,8 @@ from weakref import WeakSet
 
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.layers.map import SparseMap
-from sparsify._src.training.progress import Progress, Record
+from sparsify._src.training.progress import Progress
+from sparsify._src.training.record import Record
 from sparsify._src.warning import warn
 
 RECOVERS = 3

@@ -9,6 +9,7 @@ from itertools import chain
 from sparsify._src.swap import Change
 from sparsify._src.training.evolved_layers import NO_TOPOLOGY, EvolvedLayer
 from sparsify._src.training.explored import Explored
+from sparsify._src.training.last_grown import LastGrown
 from sparsify._src.training.optimizer_state import Kept
 from sparsify._src.training.progress import Progress
 from sparsify._src.warning import warn
@@ -33,7 +34,10 @@ def prepare_afresh(stale: Sequence[EvolvedLayer], kept: Kept) -> list[Change]:
 
 
 def prepare_reset(reset: Mapping[str, EvolvedLayer], kept: Kept, progress: Progress) -> list[Change]:
-    """Prepare for layers that were reset: state of values and bias starts afresh, and their places are explored."""
+    """Prepare for layers that were reset: state of values and bias starts afresh, and their places are explored.
+
+    What grew before is not there any more, even where a new connection stands in its place.
+    """
     explored, changes = dict[str, Explored](), list[Change]()
     for name, each in reset.items():
         explored[name] = copy.copy(progress.explored[name])
@@ -41,7 +45,8 @@ def prepare_reset(reset: Mapping[str, EvolvedLayer], kept: Kept, progress: Progr
         changes += kept.prepare_afresh(each.values)
         changes += () if each.layer.bias is None else kept.prepare_afresh(each.layer.bias)
         changes.append(each.note_reset)
-    return [*changes, partial(progress.explored.update, explored)]
+    nothing = {name: LastGrown.none() for name in reset}
+    return [*changes, partial(progress.explored.update, explored), partial(progress.last_grown.update, nothing)]
 
 
 @contextmanager
