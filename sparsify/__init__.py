@@ -4,7 +4,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from sparsify import evolution, interchange, kernels
+from sparsify import evolution, interchange, kernels, telemetry
 from sparsify._src.api import sparsify
 from sparsify._src.conversion.distributions import epsilon, erdos_renyi, uniform
 from sparsify._src.conversion.layer_report import LayerReport
@@ -65,7 +65,8 @@ class _Face(ModuleType):
         return sparsify(*args, **kwargs)
 
     def __dir__(self) -> list[str]:
-        return [*__all__, *(face.__name__.rpartition(".")[2] for face in (evolution, interchange, kernels))]
+        faces = evolution, interchange, kernels, telemetry
+        return [*__all__, *(face.__name__.rpartition(".")[2] for face in faces)]
 
 
 sys.modules[__name__].__class__ = _Face

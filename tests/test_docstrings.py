@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify import evolution, interchange, kernels
+from sparsify import evolution, interchange, kernels, telemetry
 
-READERS = {"torch": torch, "nn": nn, "kernels": kernels}
+READERS = {"torch": torch, "nn": nn, "kernels": kernels, "telemetry": telemetry}
 READERS |= {name: vars(module)[name] for module in (evolution, sparsify) for name in module.__all__}
-"""What an example may take as imported: torch, nn and our public names. All else it imports itself."""
+"""What an example may take as imported: torch, nn, our public names, two modules. All else it imports itself."""
 
-FACES = [evolution, interchange, kernels]
+FACES = [evolution, interchange, kernels, telemetry]
 MODULES = ["sparsify", *(found.name for found in pkgutil.walk_packages(sparsify.__path__, "sparsify."))]
 PUBLIC = {f"sparsify.{name}": vars(sparsify)[name] for name in sparsify.__all__}
 PUBLIC |= {

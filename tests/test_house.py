@@ -11,7 +11,8 @@ ROOMS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "sparsify").rglob("*.py")
 }
-FOLDERS = ["torch_private", "native", "ground", "kernels", "evolution", "layers", "training", "conversion", "faces"]
+FOLDERS = ["torch_private", "native", "ground", "kernels", "evolution", "layers", "training"]
+FOLDERS += ["telemetry", "conversion", "faces"]
 """Each may import those before it, and its own rooms."""
 
 INSIDE = "sparsify._src"

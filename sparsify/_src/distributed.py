@@ -106,3 +106,8 @@ def leave_indices(ddp: DistributedDataParallel) -> None:
     ddp.parameters_to_ignore |= {f"{name}.{index}".lstrip(".") for name in layers for index in Indices._fields}
     _relieved.add(ddp)
     choose_buffers_anew(ddp)
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0 of all, or alone."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

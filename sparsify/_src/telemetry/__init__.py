@@ -1,0 +1,1 @@
+"""What evolutions did, handed on: to files, tables, loggers and trainers."""
