@@ -1,18 +1,26 @@
 """Lightning: the module sparsifies in `__init__`, so that its layers are sparse when a checkpoint's weights come."""
 
+import copy
+import csv
+import pickle
+import subprocess
+import sys
+
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
-from sparsify import sparsify
+from sparsify import SET, sparsify, telemetry
 from tests.support import plain_loop
 from tests.support.averages import DenseAverage
 from tests.support.comparing import assert_same
-from tests.support.plain_loop import ACCUMULATED, CLIP, EPOCHS, EVOLUTIONS, annealed, dataset
+from tests.support.plain_loop import ACCUMULATED, CLIP, EPOCHS, EVOLUTIONS, STEPS_PER_EPOCH, annealed, dataset
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
@@ -69,14 +77,15 @@ class Manual(Automatic):
             optimizer.zero_grad()
 
 
-def fit(module, folder, ckpt_path=None, **options):
+def fit(module, folder, ckpt_path=None, callbacks=(), logger=False, **options):
     if module.automatic_optimization:
         options |= {"accumulate_grad_batches": ACCUMULATED, "gradient_clip_val": CLIP}
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=EPOCHS,
-        callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
-        logger=False,
+        callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1), *callbacks],
+        logger=logger,
+        log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,
@@ -203,3 +212,143 @@ def test_exponential_averages_across_evolutions_are_those_of_the_dense_weights()
     module = averaged(callback)
     for i, mean in zip((0, 2), callback.twin.means, strict=True):
         torch.testing.assert_close(module.model[i].to_dense(), mean)
+
+
+class Kept(Logger):
+    """A logger that keeps what it is told of evolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    name = version = "kept"
+
+    def log_hyperparams(self, *_, **__):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("sparsify") for name in metrics):
+            self.found.append((step, dict(metrics)))
+
+
+def expected(module):
+    """Lightning counts the batches before that have stepped; by manual optimization all of them."""
+    if module.automatic_optimization:
+        counted = range(EPOCHS * STEPS_PER_EPOCH)
+    else:
+        counted = [10 * epoch + batch for epoch in range(EPOCHS) for batch in (3, 7, 9)]
+    return [(counted[record.step - 1], telemetry.scalars(record)) for record in module.optimizer.history]
+
+
+@pytest.mark.parametrize("kind", [Automatic, Manual])
+@pytest.mark.parametrize("evolution", EVOLUTIONS.values(), ids=EVOLUTIONS)
+def test_loggers_get_each_record_once_at_their_step_and_after_resuming_too(kind, evolution, tmp_path):
+    module, straight, other = kind(1, evolution), Kept(), Kept()
+    fit(module, tmp_path, callbacks=[telemetry.lightning_callback()], logger=[straight, other])
+    assert [record.step for record in module.optimizer.history] == [2, 4, 6, 8]
+    assert straight.found == other.found == expected(module)
+    resumed, logger = kind(2, evolution), Kept()
+    callbacks = [telemetry.lightning_callback()]
+    fit(resumed, tmp_path, ckpt_path=tmp_path / "epoch=0.ckpt", callbacks=callbacks, logger=logger)
+    assert logger.found == straight.found[1:]
+
+
+def test_what_evolves_before_and_after_the_batches_is_logged_from_the_start_of_training_on(tmp_path):
+    class Asking(Automatic):
+        def on_train_epoch_end(self):
+            self.optimizer.evolve()
+
+    module, logger = Asking(1, SET(interval=None)), Kept()
+    module.optimizer.evolve()
+    fit(module, tmp_path, callbacks=[telemetry.lightning_callback()], logger=logger)
+    assert [record.step for record in module.optimizer.history] == [0, 3, 6, 9]
+    assert [step for step, _ in logger.found] == [3, 6, 9]
+    records = module.optimizer.history[1:]
+    assert [found for _, found in logger.found] == [telemetry.scalars(record) for record in records]
+
+
+class Two(lightning.LightningModule):
+    """A pair of networks, each with an optimizer of its own; the second steps in every other batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        pairs = [sparse_pair(seed) for seed in (1, 2)]
+        self.models, self.pair = nn.ModuleList(model for model, _ in pairs), [optimizer for _, optimizer in pairs]
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch
+        for number, (model, optimizer) in enumerate(zip(self.models, self.optimizers(), strict=True)):
+            if batch_idx % (number + 1) == 0:
+                optimizer.zero_grad()
+                self.manual_backward(F.cross_entropy(model(inputs), labels))
+                optimizer.step()
+
+    def configure_optimizers(self):
+        return self.pair
+
+
+def test_several_sparse_optimizers_are_logged_under_names_of_their_own():
+    module, logger = Two(), Kept()
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    options |= {"logger": logger, "callbacks": [telemetry.lightning_callback()], "log_every_n_steps": 1}
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, **options)
+    trainer.fit(module, loader())
+    first, second = (optimizer.history for optimizer in module.pair)
+    assert [len(first), len(second)] == [5, 2]
+    for prefix, history, steps in ("sparsify-0", first, (1, 3, 5, 7, 9)), ("sparsify-1", second, (2, 6)):
+        found = [(step, scalars) for step, scalars in logger.found if f"{prefix}/density" in scalars]
+        assert found == [(s, telemetry.scalars(record, prefix)) for s, record in zip(steps, history, strict=True)]
+
+
+class Logging(Automatic):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+def test_lightnings_loggers_write_them_beside_the_loss(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tests.telemetry.test_tensorboard import curves
+
+    module, to_csv = Logging(1), CSVLogger(tmp_path, "csv")
+    loggers = [to_csv, TensorBoardLogger(tmp_path, "board")]
+    fit(module, tmp_path, callbacks=[telemetry.lightning_callback()], logger=loggers)
+    with open(f"{to_csv.log_dir}/metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["sparsify/0/turnover"]]
+    turnover = [record.layers["0"].turnover for record in module.optimizer.history]
+    assert [float(row["sparsify/0/turnover"]) for row in rows] == pytest.approx(turnover)
+    found = curves(loggers[1].log_dir)
+    steps = [step for step, _ in found["sparsify/0/turnover"]]
+    assert steps == [1, 3, 5, 7] == [int(row["step"]) for row in rows]
+    assert set(steps) <= {step for step, _ in found["loss"]}
+
+
+def test_the_callback_is_lightnings_and_copied_and_pickled():
+    callback = telemetry.lightning_callback()
+    for each in callback, copy.deepcopy(callback), pickle.loads(pickle.dumps(callback)):
+        assert isinstance(each, Callback)
+        assert type(each).__name__ == "LightningCallback"
+
+
+def test_the_callback_is_of_the_package_that_is_used():
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OTHER_PACKAGE], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["True", "False"]
+
+
+OTHER_PACKAGE = """
+import sys, pytorch_lightning
+from sparsify import telemetry
+print(isinstance(telemetry.lightning_callback(), pytorch_lightning.Callback), "lightning.pytorch" in sys.modules)
+"""
+
+
+def test_without_lightning_an_error_says_how_to_get_it(monkeypatch):
+    from sparsify._src.telemetry import trainers
+
+    monkeypatch.setattr(trainers, "LIGHTNING", ("not_there.pytorch", "not_there_either"))
+    with pytest.raises(ModuleNotFoundError, match="pip install lightning"):
+        telemetry.lightning_callback()

@@ -1,14 +1,18 @@
 """Hugging Face's Trainer: it is given the sparse optimizer, or makes one from its arguments for `sparsify` to wrap."""
 
+import json
+import pickle
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim import AdamW
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from sparsify import SET, GraNet, RigL, densify, sparsify
+from sparsify import SET, GraNet, RigL, densify, sparsify, telemetry
 from tests.support.comparing import assert_same
 
 ACCUMULATED, CLIP = 4, 0.5
@@ -51,9 +55,8 @@ def trainer_of(model, optimizer, folder, **options):
         warmup_steps=2,
         save_steps=4,
         use_cpu=True,
-        report_to=[],
         disable_tqdm=True,
-        **options,
+        **{"report_to": [], **options},
     )
     data = Sentences()
     return Trainer(model, arguments, train_dataset=data, eval_dataset=data, optimizers=(optimizer, None))
@@ -162,3 +165,104 @@ def test_a_densified_model_saved_pretrained_comes_back_from_pretrained(tmp_path)
     dense = LlamaForCausalLM.from_pretrained(tmp_path)
     tokens = torch.arange(8)[None]
     torch.testing.assert_close(dense.eval()(tokens).logits, model.eval()(tokens).logits)
+
+
+def logged(trainer):
+    """What of evolutions is in the trainer's log."""
+    found = [entry for entry in trainer.state.log_history if "sparsify/density" in entry]
+    return [(entry["step"], {name: x for name, x in entry.items() if name.startswith("sparsify")}) for entry in found]
+
+
+class Heard(TrainerCallback):
+    """What those hear whom `report_to` sets up."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_log(self, args, state, control, logs, **_):
+        if "sparsify/density" in logs:
+            self.steps.append(state.global_step)
+
+
+def telling(trainer):
+    trainer.add_callback(telemetry.trainer_callback(trainer))
+    trainer.add_callback(heard := Heard())
+    return trainer, heard
+
+
+@pytest.mark.parametrize("evolution", EVOLUTIONS.values(), ids=EVOLUTIONS)
+def test_each_record_is_logged_once_at_its_step_and_after_resuming_too(evolution, tmp_path):
+    model, optimizer = sparse_pair(llama(1), evolution)
+    straight, heard = telling(trainer_of(model, optimizer, tmp_path))
+    straight.train()
+    expected = [(record.step, telemetry.scalars(record)) for record in optimizer.history]
+    assert heard.steps == [2, 4, 6, 8] == [step for step, _ in expected]
+    assert logged(straight) == expected
+    model, optimizer = sparse_pair(llama(2), evolution)
+    resumed, heard = telling(trainer_of(model, optimizer, tmp_path))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert heard.steps == [6, 8]
+    assert logged(resumed) == expected  # the first two came with the checkpoint
+    saved = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
+    assert len([entry for entry in saved["log_history"] if "sparsify/density" in entry]) == 4
+
+
+def test_what_evolved_before_is_not_logged_and_what_evolves_last_is(tmp_path):
+    class Asking(TrainerCallback):
+        def on_epoch_end(self, *_, **__):
+            optimizer.evolve()
+
+    model, optimizer = sparse_pair(llama(1), SET(interval=None))
+    optimizer.evolve()
+    trainer, heard = telling(trainer_of(model, optimizer, tmp_path))
+    trainer.add_callback(Asking())
+    trainer.train()
+    assert steps_of(optimizer) == [0, 3, 6, 9]
+    assert heard.steps == [4, 7, 9]  # after the next step, or the last
+
+
+def test_tensorboard_gets_them_by_report_to(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tests.telemetry.test_tensorboard import curves
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    model, optimizer = sparse_pair(llama(1))
+    trainer, _ = telling(trainer_of(model, optimizer, tmp_path, report_to=["tensorboard"]))
+    trainer.train()
+    name, layer = next(iter(optimizer.history[0].layers.items()))
+    found = curves(tmp_path / "board")[f"train/sparsify/{name}/turnover"]
+    assert found[0] == (2, pytest.approx(layer.turnover))
+    assert [step for step, _ in found] == [2, 4, 6, 8]
+
+
+class Picklable:
+    """What the callback needs of a Trainer, which cannot be pickled itself while a layer of its model is watched."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.log = optimizer, print
+        self.callbacks = [telemetry.trainer_callback(self)]
+
+
+def test_the_callback_is_of_transformers_and_pickled_with_its_trainer():
+    trainer = Picklable(sparse_pair(llama(1))[1])
+    again = pickle.loads(pickle.dumps(trainer))
+    for each in trainer, again:
+        (callback,) = each.callbacks
+        assert isinstance(callback, TrainerCallback)
+        assert type(callback).__name__ == "SparsifyCallback"
+        assert callback.trainer is each
+    callback.on_train_begin()
+    callback.on_step_end()
+
+
+@pytest.mark.parametrize("trainer", [None, Trainer, torch.nn.Linear(2, 2)])
+def test_the_callback_is_given_a_trainer(trainer):
+    with pytest.raises(TypeError, match=r"trainer must be a transformers.Trainer.*Make it first"):
+        telemetry.trainer_callback(trainer)
+
+
+def test_without_transformers_an_error_says_how_to_get_it(monkeypatch, tmp_path):
+    trainer = trainer_of(*sparse_pair(llama(1)), tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install transformers"):
+        telemetry.trainer_callback(trainer)
