@@ -9,7 +9,6 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from sparsify._src import vectors
 from sparsify._src.conversion import meta_device, replacement, starts, transfer
 from sparsify._src.conversion.decided import Decision
 from sparsify._src.conversion.decision import check_something_changes, decide
@@ -21,7 +20,6 @@ from sparsify._src.conversion.starts import Start
 from sparsify._src.evolution import SET, Evolution
 from sparsify._src.evolution.grown_values import GrownValues, Named
 from sparsify._src.layers import model_loading
-from sparsify._src.layers.map import SparseMap
 from sparsify._src.training import arguments, holders
 from sparsify._src.training.choices import Choices, OnEvolve
 from sparsify._src.training.old_weights import retire, watch_old_weights
@@ -159,11 +157,7 @@ def sparsify(
 
     # All is checked. Build what takes the old modules' places.
     seed = torch.initial_seed() if seed is None else seed
-    layers: dict[str, SparseMap] = {}
-    for name, connections in decision.first.items():
-        layers[name] = replacement.sparse_layer(
-            decision.maps[name], connections, start, vectors.generator(seed, "start", name)
-        )
+    layers = replacement.sparse_layers(decision.maps, decision.first, start, seed)
     replaced, pieces = replacement.assemble(decision.maps, layers)
     old = {module: name for name, module in model.named_modules() if module in replaced}
     layers |= decision.existing

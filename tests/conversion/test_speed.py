@@ -282,6 +282,31 @@ def test_on_a_busy_machine_nothing_is_kept_and_the_plan_says_so(machine, tmp_pat
     assert "measured on this machine" in plan(nn.Linear(100, 200), 0.1, measure=True).told
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Unsteady])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_what_was_measured_before_an_interruption_is_kept_and_not_measured_again(machine, monkeypatch, error, number):
+    model, measure = nn.Sequential(*[nn.Linear(100 + i, 200) for i in range(3)]), measuring.layer
+
+    def interrupted(place, nnz):
+        if len(machine.layers) == number:
+            raise error("now")
+        return measure(place, nnz)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "layer", interrupted)
+        if error is Unsteady:
+            assert "not measured here" in plan(model, 0.1, measure=True).notes[-1]
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                plan(model, 0.1, measure=True)
+    assert len(figures_file.read(speed._key()).layers) == len(machine.layers) == number
+    assert "measured on this machine" in plan(model, 0.1).told
+    restarted()
+    plan(model, 0.1, measure=True)
+    assert len(machine.grids) == 1
+    assert len(set(machine.layers)) == len(machine.layers) == 3
+
+
 def test_what_another_process_has_measured_is_taken(machine):
     plan(nn.Linear(100, 200), 0.1, measure=True)
     restarted()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsify._src import progress_bar
 from sparsify._src.conversion.figures import BATCHES, DENSITIES, GRID, SIZES, Grid, Pair
 from sparsify._src.conversion.places import Place
 from sparsify._src.kernels.dispatch import best, use
@@ -83,7 +84,7 @@ def grid(sizes: Sequence[int], seconds: float = 0.003, timer: Timer = in_turn) -
         Unsteady: something else uses the processor.
     """
     found = np.full(GRID, np.nan)
-    with _undisturbed():
+    with _undisturbed(), progress_bar.shown("measuring this machine", len(sizes), " sizes") as advance:
         for size in sizes:
             layers = _layers((size, size), [max(1, round(density * size * size)) for density in DENSITIES])
             for k, batch in enumerate(BATCHES):
@@ -91,6 +92,7 @@ def grid(sizes: Sequence[int], seconds: float = 0.003, timer: Timer = in_turn) -
                     if size * batch <= 2**19 or seconds >= 0.01:
                         runs = _steadily(timer, _variants(layers, batch, training), seconds)
                         found[int(training), SIZES.index(size), k] = [_typical(own) for own in runs.values()]
+            advance(1)
     return found
 
 

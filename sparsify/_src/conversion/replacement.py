@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sparsify._src import progress_bar, vectors
 from sparsify._src.conversion.linear_maps import LinearMap
 from sparsify._src.conversion.starts import Start
 from sparsify._src.conversion.transfer import Piece, Pieces
@@ -28,6 +29,29 @@ SPARSE: dict[type[nn.Module], type[SparseMap]] = {
     nn.Conv3d: SparseConv3d,
 }
 """Which sparse layer takes the place of which dense one."""
+
+
+MANY = 2**24
+"""Connections of which so many take some two seconds to draw."""
+
+
+def sparse_layers(
+    maps: Mapping[str, LinearMap], first: Mapping[str, int | Tensor], start: Start, seed: int
+) -> dict[str, SparseMap]:
+    """The sparse layers that take the place of dense ones, by name; a bar is shown where that takes long.
+
+    Args:
+        maps: the linear maps of a model.
+        first: the connections of each layer at first: so many, or these.
+        seed: of what is drawn.
+    """
+    counts = {name: len(given) if isinstance(given, Tensor) else given for name, given in first.items()}
+    total, found = sum(counts.values()), dict[str, SparseMap]()
+    with progress_bar.shown("making sparse layers", total, " connections", at_once=total > MANY) as advance:
+        for name, connections in first.items():
+            found[name] = sparse_layer(maps[name], connections, start, vectors.generator(seed, "start", name))
+            advance(counts[name])
+    return found
 
 
 def sparse_layer(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sparsify._src import progress_bar
 from sparsify._src.conversion import built_in, figures_file, measuring, processor
 from sparsify._src.conversion.figures import SIZES, Figures, filled, joined
 from sparsify._src.conversion.places import Place
@@ -94,28 +95,42 @@ def figures() -> Figures:
 def measure(layers: Iterable[tuple[Place, int]] = ()) -> str:
     """Measure this machine, and these layers (with so many connections), as far as that was not done before.
 
+    What is found is kept layer by layer: what interrupts this loses no more than the one that it is at.
+
     Returns:
         why it could not be kept, empty where it was.
     Raises:
         ValueError: in distributed training, or where PyTorch does not compute.
-        Unsteady: something else uses the processor; what was known stays.
+        Unsteady: something else uses the processor; what was found before stays.
     """
     _check()
     key = _key()
     kept = _of_this_machine(key).kept or figures_file.read(key)
     layers = dict.fromkeys((place.fewer, nnz) for place, nnz in layers if nnz and measuring.is_small(place.fewer))
+    trouble = ""
     if kept is None:
         kept = figures_file.Kept(str(date.today()), filled(measuring.grid(MEASURED), _built_in().grid), {})
-    elif all(_is_there(kept, *layer) for layer in layers):
-        _known[str(key)] = _Known(kept, _measured(kept, key))
-        return ""
-    found = dict(kept.layers)
-    for place, nnz in layers:
-        if not _is_there(kept, place, nnz):
-            found[place] = joined(found.get(place), measuring.layer(place, nnz))
-    kept = kept._replace(layers=found)
-    _known[str(key)] = _Known(kept, _measured(kept, key))
+        trouble = _keep(key, kept)
+    else:
+        _know(key, kept)
+    missing = [(place, nnz) for place, nnz in layers if not _is_there(kept, place, nnz)]
+    with progress_bar.shown("measuring layers", len(missing), " layers") as advance:
+        for place, nnz in missing:
+            pair = joined(kept.layers.get(place), measuring.layer(place, nnz))
+            kept = kept._replace(layers={**kept.layers, place: pair})
+            trouble = _keep(key, kept)
+            advance(1)
+    return trouble
+
+
+def _keep(key: dict[str, Any], kept: figures_file.Kept) -> str:
+    """Know it from now on, and write it down; why that could not be done, empty where it was."""
+    _know(key, kept)
     return figures_file.write(key, kept)
+
+
+def _know(key: dict[str, Any], kept: figures_file.Kept) -> None:
+    _known[str(key)] = _Known(kept, _measured(kept, key))
 
 
 def form() -> str:
