@@ -149,18 +149,6 @@ def check(indices: Indices, nnz: int, shape: Shape) -> None:
             raise ValueError(f"{name} must belong to the same connections as crow and col.")
 
 
-def unit_counts(flat: Tensor, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """How many connections of a topology each input unit has, (in_features,), and each output unit, (out_features,)."""
-    if flat.is_cpu:
-        places = flat.numpy()
-        output = places // shape[1]
-        input = places - output * shape[1]  # NumPy divides by one number several at a time, but takes remainders singly
-        return np.bincount(input, minlength=shape[1]), np.bincount(output, minlength=shape[0])
-    row = flat.div(shape[1], rounding_mode="floor")
-    counts = torch.bincount(flat - row * shape[1], minlength=shape[1]), torch.bincount(row, minlength=shape[0])
-    return counts[0].cpu().numpy(), counts[1].cpu().numpy()
-
-
 def digest(flat: Tensor) -> Digest:
     """What tells this topology from others of the same shape, in every process and on every device."""
     if native(flat):

@@ -14,7 +14,6 @@ from torch import nn
 
 from sparsify import GMP, SET, LayerRecord, Record, RigL, SparseLinear, Static, sparsify, trim
 from sparsify._src.evolution.update import Update
-from sparsify._src.topology import unit_counts
 from sparsify._src.training import progress as progress_room
 from sparsify._src.training.explored import Explored
 from sparsify._src.training.last_grown import SIZE, LastGrown
@@ -133,8 +132,9 @@ def test_of_many_values_some_at_equal_distances_are_looked_at():
     layer = big_layer()
     update, grown = evolved(layer, dropped=3)
     explored, nothing = Explored(layer.flat(), layer.shape), LastGrown.none()
-    found = layer_record(layer, update, grown, 500, explored, nothing)
     after = update.move(layer.values.detach(), grown).abs()
+    new = layer.prepare_topology(update.flat, after, None)
+    found = layer_record(layer, update, new, 500, explored, nothing)
     stride = math.ceil(len(after) / LOOKED_AT)
     assert stride == 5
     assert found.magnitude == pytest.approx(spread_of(after[::stride]), rel=1e-6)
@@ -163,18 +163,6 @@ def test_what_survived_of_few_is_exact_and_of_none_unknown():
     assert last.survived(torch.tensor([11])) == 0
     assert last.survived(torch.tensor([], dtype=torch.int64)) == 0
     assert LastGrown.none().survived(torch.tensor([1])) is None
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (30, 40)])
-def test_units_are_counted_on_the_cpu_as_elsewhere(shape, monkeypatch):
-    flat = sample(math.prod(shape), math.ceil(math.prod(shape) / 3), generator(shape))
-    matrix = torch.zeros(shape).view(-1).index_fill(0, flat, 1).view(shape)
-    for elsewhere in False, True:
-        if elsewhere:
-            monkeypatch.setattr(torch.Tensor, "is_cpu", False)
-        inputs, outputs = unit_counts(flat, shape)
-        assert inputs.tolist() == matrix.sum(0).tolist()
-        assert outputs.tolist() == matrix.sum(1).tolist()
 
 
 def test_a_layer_that_rests_is_told_of_too():

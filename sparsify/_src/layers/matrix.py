@@ -1,6 +1,5 @@
 """`SparseMatrix`: a module that holds a sparse matrix, its values as a parameter and its topology in buffers."""
 
-from functools import partial
 from typing import Any, Protocol
 from weakref import ReferenceType
 
@@ -12,8 +11,9 @@ from sparsify._src.kernels.operands import is_traced
 from sparsify._src.kernels.window import Window
 from sparsify._src.layers import overwriting
 from sparsify._src.layers.checked import Checked
+from sparsify._src.layers.new_topology import NewTopology
 from sparsify._src.layers.remarks import Remarks
-from sparsify._src.swap import LOCK, Change, Swap, settle
+from sparsify._src.swap import LOCK, Swap, settle
 from sparsify._src.topology import Digest, Indices, Shape
 from sparsify._src.torch_private import writes
 
@@ -217,7 +217,7 @@ class SparseMatrix(nn.Module):
         Swap([self.prepare_topology(flat, values, grad)], [self]).commit()
 
     @torch.no_grad()
-    def prepare_topology(self, flat: Tensor, values: Tensor, grad: Tensor | None) -> Change:
+    def prepare_topology(self, flat: Tensor, values: Tensor, grad: Tensor | None) -> NewTopology:
         """Prepare what `set_topology` does; nothing is changed before the answer is called.
 
         Raises:
@@ -235,12 +235,4 @@ class SparseMatrix(nn.Module):
         for vector in (values,) if grad is None else (values, grad):
             overwriting.check_values(vector, len(flat))
         values = values.detach().to(parameter).contiguous()
-        return partial(self._take_topology, parameter, indices, digest, values, grad)
-
-    def _take_topology(
-        self, parameter: nn.Parameter, indices: Indices, digest: Digest, values: Tensor, grad: Tensor | None
-    ) -> None:
-        with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-            overwriting.put_values(parameter, values, grad)
-            overwriting.put_indices(self._buffers, indices)
-        self._trust(digest)
+        return NewTopology(self, parameter, indices, digest, values, grad)

@@ -204,10 +204,10 @@ class Evolver:
         check_unchanged(self.layers, self.parameters)
         fraction = 0.0 if due is not None and progress.is_late(algorithm) else algorithm.fraction(progress.step)
         kept = self.optimizers.kept()
-        updates, grown, changes, owners = prepare_evolution(
+        updates, changes, owners = prepare_evolution(
             self.choices, progress, self.ranks, self.evolved, ready, kept, fraction
         )
-        record, noting = progress.prepare_record(fraction, updates, grown, self.layers, due)
+        record, noting = progress.prepare_record(fraction, updates, changes, self.layers, due)
         Swap([*changes, noting, *[self.watch] * (due is not None)], [self, *owners]).commit()
         return record
 

@@ -31,13 +31,11 @@ class Prepared(NamedTuple):
     """An evolution that is ready to be carried out.
 
     updates: what becomes of each layer's topology.
-    grown: the values of their new connections.
     changes: what carries it out, all but the record of it.
     owners: what these change.
     """
 
     updates: dict[str, Update]
-    grown: dict[str, Tensor]
     changes: list[Change]
     owners: list[Swapped]
 
@@ -83,7 +81,7 @@ def prepare_evolution(
         prepare_evolved(evolved[name], update, grown[name], averages[name], kept, choices.grown_state)
         for name, update in updates.items()
     )
-    return Prepared(updates, grown, list(changes), [*layers.values(), *chain.from_iterable(averages.values())])
+    return Prepared(updates, list(changes), [*layers.values(), *chain.from_iterable(averages.values())])
 
 
 def prepare_evolved(

@@ -16,6 +16,11 @@ SIZE = 4096
 """Numbers in a sketch: the standard error of the share is 1 / sqrt(SIZE), 1.6 %, and 32 KiB are held."""
 
 
+def hashes_of(flat: Tensor) -> np.ndarray:
+    """The hash of each of these places; different places have different ones."""
+    return mixed(flat.cpu().numpy().view(np.uint64))
+
+
 class Explored:
     """How many places of a layer were ever active, estimated in constant memory.
 
@@ -35,7 +40,10 @@ class Explored:
 
     def add(self, flat: Tensor) -> None:
         """Count these places too."""
-        hashes = mixed(flat.cpu().numpy().view(np.uint64))
+        self.add_hashes(hashes_of(flat))
+
+    def add_hashes(self, hashes: np.ndarray) -> None:
+        """Count the places of these hashes too."""
         kept = self.sketch.numpy().view(np.uint64)
         if len(kept) == SIZE:
             hashes = hashes[hashes < kept[-1]]

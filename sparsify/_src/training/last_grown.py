@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify._src import vectors
 from sparsify._src.training import saved
+from sparsify._src.training.explored import hashes_of
 
 SIZE = 1024
 """Places that are kept: the standard error of a share is at most 0.5 / sqrt(SIZE), 1.6 %, and 8 KiB are held."""
@@ -30,13 +30,19 @@ class LastGrown:
         return cls(torch.empty(0, dtype=torch.int64, device="cpu"))
 
     @classmethod
-    def of(cls, grown: Tensor) -> "LastGrown":
-        """That these places have grown, sorted flat indices."""
+    def of(cls, grown: Tensor, hashes: np.ndarray | None = None) -> "LastGrown":
+        """That these places have grown, sorted flat indices.
+
+        Args:
+            hashes: of the places, where they are known.
+        """
         places = grown.cpu().numpy()
         if len(places) > SIZE:
-            chosen = np.argpartition(vectors.mixed(places.view(np.uint64)), SIZE - 1)[:SIZE]
-            chosen.sort()
-            places = places[chosen]
+            hashes = hashes_of(grown) if hashes is None else hashes
+            few = np.flatnonzero(hashes < np.uint64(min(2**64 - 1, round(2**64 * 1.25 * SIZE / len(places)))))
+            few = few if len(few) >= SIZE else np.arange(len(hashes))  # hardly ever: the margin is eight deviations
+            chosen = few[np.argpartition(hashes[few], SIZE - 1)[:SIZE]]
+            places = places[np.sort(chosen)]
         return cls(torch.from_numpy(places.copy()))
 
     def survived(self, flat: Tensor) -> float | None:

@@ -2,12 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from sparsify._src.evolution.evolution import Evolution
 from sparsify._src.evolution.update import Update
@@ -15,10 +13,10 @@ from sparsify._src.layers.matrix import SparseMatrix
 from sparsify._src.swap import Change
 from sparsify._src.topology import Shape
 from sparsify._src.training import record_state
-from sparsify._src.training.explored import Explored
+from sparsify._src.training.explored import Explored, hashes_of
 from sparsify._src.training.last_grown import LastGrown
 from sparsify._src.training.record import Record
-from sparsify._src.training.recording import layer_record
+from sparsify._src.training.recording import layer_record, whats_new
 from sparsify._src.training.saved import check_count, refused
 
 KEY = 'state_dict["sparsify"]'
@@ -80,7 +78,7 @@ class Progress:
         self,
         drop_fraction: float,
         updates: Mapping[str, Update],
-        grown: Mapping[str, Tensor],
+        changes: Iterable[Change],
         layers: Mapping[str, SparseMatrix],
         due: bool | None = None,
     ) -> tuple[Record, Change]:
@@ -88,28 +86,24 @@ class Progress:
 
         Args:
             updates: of the layers that evolve.
-            grown: the values of their new connections.
+            changes: that carry it out.
             layers: all of them, as they are before.
             due: whether evolution comes after the next step; None: as it is.
         """
-        explored = {name: copy.copy(self.explored[name]) for name in updates}
+        explored, last_grown, seen = dict(self.explored), dict(self.last_grown), whats_new(layers, changes)
         for name, update in updates.items():
-            explored[name].add(update.grown)
+            explored[name], hashes = copy.copy(explored[name]), hashes_of(update.grown)
+            explored[name].add_hashes(hashes)
+            last_grown[name] = LastGrown.of(update.grown, hashes)
         of_layers = {
             name: layer_record(
-                layer,
-                updates.get(name),
-                grown.get(name),
-                self.counts[name][1],
-                explored.get(name, self.explored[name]),
-                self.last_grown[name],
+                layer, updates.get(name), seen.get(name), self.counts[name][1], explored[name], self.last_grown[name]
             )
             for name, layer in layers.items()
         }
         connections = sum(each.connections for each in of_layers.values())
         density = connections / max(1, sum(math.prod(each.shape) for each in layers.values()))
         record = Record(self.step, drop_fraction, density, of_layers)
-        last_grown = {name: LastGrown.of(update.grown) for name, update in updates.items()}
         after = {"evolutions": self.evolutions + 1, "due": self.due if due is None else due, "trained": set()}
         return record, partial(self._note, record, len(self.history), explored, last_grown, after)
 
