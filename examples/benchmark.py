@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from convolutions import tables
 from crowded import over_threads
+from recorded import costs
 from rich.console import Console
 from rich.table import Table
 from rivals import rivals
@@ -61,7 +62,7 @@ ASKED = {
 """What this project set itself for two cores with AVX-512: speed-up over nn.Linear by (n, batch) and density, and of
 training steps of 784-1000-1000-1000-10."""
 
-PARTS = ("layer", "inference", "convolutions", "steps", "evolution", "growth", "memory", "plan", "threads")
+PARTS = ("layer", "inference", "convolutions", "steps", "evolution", "growth", "memory", "plan", "threads", "telemetry")
 
 WIDE = (0.02, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7)
 """More densities, without the rivals, for the plot: where sparse stops being faster."""
@@ -540,6 +541,8 @@ def main() -> None:
         console.print(memory())
     if "threads" in options.only:
         console.print(over_threads(options.seconds))
+    if "telemetry" in options.only:
+        console.print(costs(options.seconds))
     if "plan" in options.only:
         with TemporaryDirectory() as folder:
             results = planned(options.sizes, options.batches, options.densities, options.seconds / 10, Path(folder))

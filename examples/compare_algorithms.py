@@ -3,22 +3,21 @@
     python examples/compare_algorithms.py --densities .01 .02 .05 .1
     python examples/compare_algorithms.py --algorithms SET RigL --seeds 1 --epochs 20 --dataset fashion
 
-Runs that are finished are kept in runs/compare.jsonl, so a sweep that was stopped goes on where it was. Takes the
-options of mnist.py too.
+Runs that are finished are kept in runs/compare.jsonl: Ctrl-C ends a sweep at once, and the same command goes on where
+it was; remove the file to train anew. Takes the options of mnist.py too.
 """
 
 import argparse
 import json
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import datasets
 import mnist
+import sweep
 import torch
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 EVOLUTION_KEYS = ("interval", "drop_fraction", "start_density", "grown_values", "grown_state", "until")
 KEYS = ("dataset", "epochs", "batch_size", "optimizer", "lr", "hidden", "density", "seed", *EVOLUTION_KEYS)
@@ -97,11 +96,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.set_defaults(epochs=100, quiet=True)
     options = parser.parse_args()
-    path: Path = options.out / "compare.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = {}
-    if path.exists():
-        done = {identity(record): record for record in map(json.loads, path.read_text().splitlines())}
+    kept = sweep.Kept(options.out / "compare.jsonl", identity)
 
     wanted = {}
     for variant in options.algorithms:
@@ -110,17 +105,10 @@ def main() -> None:
                 settings = {**vars(options), "density": density, "seed": seed}
                 key = identity({"variant": variant, **settings})
                 wanted.setdefault((density, variant), []).append((key, settings))
-    todo = [(v, key, s) for (_, v), runs in wanted.items() for key, s in runs if key not in done]
-    with ProcessPoolExecutor(options.jobs) as pool, tqdm(total=len(todo), unit="run") as progress:
-        futures = [pool.submit(run, variant, settings) for variant, _, settings in todo]
-        for future in as_completed(futures):
-            record = future.result()
-            done[identity(record)] = record
-            with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            progress.update()
+    runs = {key: (variant, settings) for (_, variant), own in wanted.items() for key, settings in own}
+    sweep.run(run, [runs[key] for key in runs if key not in kept.results], kept, options.jobs)
 
-    found = {place: [done[key] for key, _ in runs] for place, runs in wanted.items()}
+    found = {place: [kept.results[key] for key, _ in runs] for place, runs in wanted.items()}
     network = "-".join(map(str, options.hidden))
     title = (
         f"{options.dataset}, hidden layers {network}, test accuracy after epoch {options.epochs}, {options.seeds} seeds"

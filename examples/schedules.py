@@ -4,22 +4,24 @@
     python examples/schedules.py --trainings mnist-6000 --data FOLDER
     python examples/schedules.py --trainings mnist-60000 --data FOLDER --seeds 2 --jobs 2
 
-LeNet-300-100. "by hand" is the best of what `by_hand` gives, chosen by the very test accuracy that is shown, which
+Runs that are finished are kept in runs/schedules.jsonl: Ctrl-C ends it at once, and the same command goes on where it
+was; remove the file to train anew. LeNet-300-100. "by hand" is the best of what `by_hand` gives, chosen by the very test accuracy that is shown, which
 favours it.
 """
 
 import argparse
+import json
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import datasets
+import sweep
 import torch
 from mnist import mlp, test
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from sparsify import GMP, SET, Evolution, GraNet, RigL, cosine, sparsify
 
@@ -47,20 +49,21 @@ def default(kind: type[Evolution], steps: int) -> Evolution:
     return kind(until=int(UNTIL[kind] * steps), interval=LONGEST[kind]) if kind in (GMP, GraNet) else kind()
 
 
-def accuracy(name: str, evolution: Evolution, given: int | None, options: argparse.Namespace, seed: int) -> float:
-    """Train one network on one core; test accuracy after the last step, in percent.
+def run(name: str, evolution: Evolution, given: int | None, density: float, seed: int, folder: str | None) -> dict:
+    """Train one network on one core; its key, and the test accuracy after the last step, in percent.
 
     Args:
         name: of the training.
         given: as `steps=`.
+        folder: of the data.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     source, steps = TRAININGS[name]
-    data = datasets.load(source, options.data)
+    data = datasets.load(source, folder)
     model = mlp([data.train_images.shape[1], 300, 100, 10])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    model, optimizer = sparsify(model, optimizer, options.density, evolution=evolution, steps=given, seed=seed)
+    model, optimizer = sparsify(model, optimizer, density, evolution=evolution, steps=given, seed=seed)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     done = 0
     while done < steps:
@@ -71,7 +74,12 @@ def accuracy(name: str, evolution: Evolution, given: int | None, options: argpar
             optimizer.step()
             scheduler.step()
             done += 1
-    return test(model, data)
+    return {"key": key(name, evolution, given, density, seed), "accuracy": test(model, data)}
+
+
+def key(name: str, evolution: Evolution, given: int | None, density: float, seed: int) -> str:
+    """What makes two runs the same."""
+    return json.dumps([name, repr(evolution), given, density, seed])
 
 
 def shown(accuracies: list[float]) -> str:
@@ -88,25 +96,35 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
     parser.add_argument("--data", metavar="FOLDER", help="with the IDX .gz files of MNIST")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
     options = parser.parse_args()
 
-    table = Table("training", "algorithm", "without", "steps=", "by hand, the best", "which is")
     kinds = [kind for kind in UNTIL if options.algorithms is None or kind.__name__ in options.algorithms]
-    with ProcessPoolExecutor(options.jobs) as pool, tqdm(total=len(options.trainings) * len(kinds)) as progress:
-        for name in options.trainings:
-            steps = TRAININGS[name][1]
-            for kind in kinds:
-                hand = list(dict.fromkeys(by_hand(kind, steps)))
-                runs = [(default(kind, steps), None), (kind(), steps), *((each, None) for each in hand)]
-                futures = [
-                    [pool.submit(accuracy, name, *run, options, seed) for seed in range(options.seeds)] for run in runs
-                ]
-                without, by_steps, *others = [[future.result() for future in each] for each in futures]
-                best = max(range(len(hand)), key=lambda number: statistics.mean(others[number]))
-                table.add_row(
-                    name, kind.__name__, shown(without), shown(by_steps), shown(others[best]), repr(hand[best])
-                )
-                progress.update()
+    wanted = {}
+    for name in options.trainings:
+        steps = TRAININGS[name][1]
+        for kind in kinds:
+            hand = dict.fromkeys(by_hand(kind, steps))
+            wanted[name, kind] = [(default(kind, steps), None), (kind(), steps), *((each, None) for each in hand)]
+    kept = sweep.Kept(options.out / "schedules.jsonl", "key")
+    seeds = range(options.seeds)
+    runs = {
+        key(*of): (*of, options.data)
+        for (name, _), variants in wanted.items()
+        for variant in variants
+        for of in [(name, *variant, options.density, seed) for seed in seeds]
+    }
+    sweep.run(run, [runs[own] for own in runs if own not in kept.results], kept, options.jobs)
+
+    table = Table("training", "algorithm", "without", "steps=", "by hand, the best", "which is")
+    for (name, kind), variants in wanted.items():
+        without, by_steps, *others = [
+            [kept.results[key(name, *variant, options.density, seed)]["accuracy"] for seed in seeds]
+            for variant in variants
+        ]
+        best = max(range(len(others)), key=lambda number: statistics.mean(others[number]))
+        which = repr(variants[2 + best][0])
+        table.add_row(name, kind.__name__, shown(without), shown(by_steps), shown(others[best]), which)
     Console(width=150).print(table)
 
 

@@ -1,8 +1,12 @@
 import gzip
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,6 +17,7 @@ import mnist
 import networks
 import pytest
 import resnet
+import sweep
 import torch
 
 from sparsify import SparseLinear
@@ -81,6 +86,66 @@ def test_comparing_algorithms_is_resumable(tmp_path):
     second = run("compare_algorithms.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "runs" / "compare.jsonl").read_text() == record
     assert second.stdout == first.stdout
+
+
+SWEEPS = {
+    "compare_algorithms.py": "--dataset digits --epochs 30 --seeds 9 --densities .1 --jobs 2 --algorithms SET",
+    "schedules.py": "--algorithms SET --seeds 2 --jobs 2",
+}
+
+
+@pytest.mark.parametrize("script", SWEEPS)
+def test_ctrl_c_ends_a_sweep_at_once_and_the_same_command_goes_on(script, tmp_path):
+    command = [sys.executable, str(EXAMPLES / script), *SWEEPS[script].split()]
+    stream = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    kept = tmp_path / "runs" / f"{script.partition('_')[0].removesuffix('.py')}.jsonl"
+    for least in 1, 2:
+        with subprocess.Popen(command, start_new_session=True, **stream) as process:
+            begun = time.monotonic()
+            while not kept.exists() or len(kept.read_text().splitlines()) < least:
+                assert time.monotonic() - begun < 120, "no run has finished"
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            said = process.communicate(timeout=30)[1]
+        assert process.returncode == 130
+        assert "Traceback" not in said
+        finished = len(list(map(json.loads, kept.read_text().splitlines())))
+        assert (
+            f"stopped: {finished} finished runs are in {kept.relative_to(tmp_path)}. The same command goes on" in said
+        )
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)  # none of its processes is left
+    assert finished >= 2
+
+
+def test_what_was_kept_is_found_again_but_for_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "new" / "runs.jsonl"
+    kept = sweep.Kept(path, "key")
+    assert kept.results == {}
+    for number in range(3):
+        kept.add({"key": f"run {number}", "accuracy": 90.0 + number})
+    with path.open("a") as file:
+        file.write('{"key": "run 3", "accu')
+    again = sweep.Kept(path, lambda result: result["key"])
+    assert again.results == kept.results
+    again.add({"key": "run 3", "accuracy": 1.0})
+    assert list(sweep.Kept(path, "key").results) == [f"run {number}" for number in range(4)]
+
+
+def failing(number):
+    if number == 2:
+        raise ValueError("run 2 is broken")
+    return {"key": number}
+
+
+def test_an_error_in_a_run_ends_the_sweep_and_keeps_what_was_finished(tmp_path):
+    kept = sweep.Kept(tmp_path / "runs.jsonl", "key")
+    with pytest.raises(ValueError, match="run 2 is broken"):
+        sweep.run(failing, [(number,) for number in range(5)], kept, 1)
+    assert {0, 1} <= set(kept.results) <= {0, 1, 3, 4}
+    sweep.run(failing, [(3,), (4,)], kept, 2)
+    assert set(sweep.Kept(tmp_path / "runs.jsonl", "key").results) == {0, 1, 3, 4}
 
 
 def test_a_resnet_learns_digits_with_a_tenth_of_its_connections():
@@ -161,12 +226,14 @@ def test_benchmark_runs(tmp_path):
     done = run(
         "benchmark.py",
         *"--seconds 0.001 --sizes 64 --batches 8 --densities .1 --evolved 64".split(),
-        *"--only layer inference steps evolution memory plan threads".split(),  # growth has one size, a large one
+        # growth has one size, a large one
+        *"--only layer inference steps evolution memory plan threads telemetry".split(),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert "evolve" in done.stdout
     assert "busy processes" in done.stdout
+    assert "its records" in done.stdout
     for words in (" 64 x   64 batch   8 inference", " 256 x   64 batch   8 training", "plan is off by"):
         assert words in done.stdout or "something else used the processor" in done.stdout
     assert (tmp_path / "runs" / "plan.json").exists()
