@@ -5,8 +5,8 @@
     python examples/schedules.py --trainings mnist-60000 --data FOLDER --seeds 2 --jobs 2
 
 Runs that are finished are kept in runs/schedules.jsonl: Ctrl-C ends it at once, and the same command goes on where it
-was; remove the file to train anew. LeNet-300-100. "by hand" is the best of what `by_hand` gives, chosen by the very test accuracy that is shown, which
-favours it.
+was; remove the file to train anew. LeNet-300-100. "by hand" is the best of what `by_hand` gives, chosen by the very
+test accuracy that is shown, which favours it.
 """
 
 import argparse

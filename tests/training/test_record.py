@@ -19,7 +19,7 @@ from sparsify._src.training.explored import Explored
 from sparsify._src.training.last_grown import SIZE, LastGrown
 from sparsify._src.training.record import Spread
 from sparsify._src.training.recording import LOOKED_AT, layer_record, spread
-from sparsify._src.vectors import generator, merge, sample
+from sparsify._src.vectors import generator, merge, mixed, sample
 from tests.support.comparing import assert_same
 from tests.support.pairs import ALGORITHMS, build, everything, short, train, trained
 
@@ -155,6 +155,18 @@ def test_what_survived_of_many_is_estimated_from_a_few_that_are_drawn_alike_at_a
     flat = torch.cat([kept, layer.flat()[~torch.isin(layer.flat(), grown)]]).sort().values
     assert last.survived(flat) == pytest.approx(share, abs=4 * 0.5 / math.sqrt(SIZE))
     assert torch.equal(LastGrown.of(grown.flip(0).sort().values).places, last.places)
+
+
+@pytest.mark.parametrize("highest", [False, True])
+def test_the_places_that_are_kept_are_those_of_the_smallest_hashes(highest):
+    grown = sample(10**9, 5 * SIZE, generator("hashes"))
+    hashes = mixed(grown.numpy().view(np.uint64))
+    if highest:
+        hashes |= np.uint64(2**63)  # all of them larger than is likely
+    smallest = np.sort(grown.numpy()[np.argsort(hashes)[:SIZE]])
+    assert LastGrown.of(grown, hashes).places.tolist() == smallest.tolist()
+    if not highest:
+        assert LastGrown.of(grown).places.tolist() == smallest.tolist()
 
 
 def test_what_survived_of_few_is_exact_and_of_none_unknown():

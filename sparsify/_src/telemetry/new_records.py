@@ -36,7 +36,7 @@ class NewRecords:
         sparse = self._found(optimizers)
         for number, each in enumerate(sparse):
             evolver, history = each._self_evolver, each.history
-            begin, self._seen[evolver] = min(self._seen.get(evolver, 0), len(history)), len(history)
+            begin, self._seen[evolver] = self._seen.get(evolver, 0), len(history)
             for record in history[begin:]:
                 yield "sparsify" if len(sparse) == 1 else f"sparsify-{number}", record
 
