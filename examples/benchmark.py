@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from convolutions import tables
 from crowded import over_threads
+from matplotlib.figure import Figure
 from recorded import costs
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +36,7 @@ from rivals import rivals
 from torch import nn
 from torch.nn import functional as F
 
-from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, plan, sparsify
+from sparsify import SET, RigL, SparseLinear, SparseOptimizer, epsilon, plan, plot, sparsify
 from sparsify._src import kernels
 from sparsify._src.conversion import built_in, convolution_costs, figures, measuring, processor, speed
 from sparsify._src.conversion.places import Place
@@ -461,36 +462,16 @@ def planned(
     return results
 
 
-def plot(results: list[dict], path: Path) -> None:
+def save_picture(results: list[dict], path: Path) -> None:
     """Speed-up over density, a curve for each n and batch, with the crossover marked."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for n, batch in sorted({(row["n"], row["batch"]) for row in results}):
-        rows = sorted((r for r in results if (r["n"], r["batch"]) == (n, batch)), key=lambda r: r["density"])
-        densities = [row["density"] for row in rows]
-        ratios = [row["ms"]["nn.Linear"] / row["ms"]["sparsify"] for row in rows]
-        crossing = None
-        for (d0, r0), (d1, r1) in pairwise(zip(densities, ratios, strict=True)):
-            if r0 >= 1 > r1:
-                crossing = d0 * (d1 / d0) ** ((r0 - 1) / (r0 - r1))
-        label = f"{n} x {n}, batch {batch}" + (f": dense is faster from {crossing:.2f}" if crossing else "")
-        (line,) = axes.plot(densities, ratios, marker="o", label=label)
-        if crossing:
-            axes.plot(crossing, 1, marker="X", markersize=11, color=line.get_color())
-    axes.axhline(1, color="black", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="density", ylabel="times faster than nn.Linear")
-    axes.set_title(f"Forward + backward of one layer, {torch.get_num_threads()} CPU threads")
-    ticks = [0.5, 1, 2, 5, 10, 20, 50]
-    axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
+    curves: dict[str, dict[float, float]] = {}
+    for row in sorted(results, key=lambda row: (row["n"], row["batch"])):
+        factors = curves.setdefault(f"{row['n']} x {row['n']}, batch {row['batch']}", {})
+        factors[row["density"]] = row["ms"]["nn.Linear"] / row["ms"]["sparsify"]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = plot.speed(curves, figure.subplots())
+    axes.set_title(f"forward + backward of one layer, {torch.get_num_threads()} CPU threads")
+    axes.set_ylabel("times faster than nn.Linear")
     figure.savefig(path, dpi=150)
 
 
@@ -522,7 +503,7 @@ def main() -> None:
         console.print(roofline(results))
         if kernels.native.available():
             console.print(bare(options.sizes[0], options.batches[0], options.densities, options.seconds))
-        plot(results, options.out / "benchmark.png")
+        save_picture(results, options.out / "benchmark.png")
         (options.out / "benchmark.json").write_text(json.dumps(results, indent=1))
         console.print(f"saved {options.out / 'benchmark.png'} and {options.out / 'benchmark.json'}")
     if "inference" in options.only:

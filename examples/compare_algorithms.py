@@ -16,8 +16,11 @@ import datasets
 import mnist
 import sweep
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+from sparsify import plot
 
 EVOLUTION_KEYS = ("interval", "drop_fraction", "start_density", "grown_values", "grown_state", "until")
 KEYS = ("dataset", "epochs", "batch_size", "optimizer", "lr", "hidden", "density", "seed", *EVOLUTION_KEYS)
@@ -56,37 +59,15 @@ def print_table(found: dict[tuple[float, str], list[dict]], title: str) -> None:
     Console(width=130).print(table)
 
 
-def plot(found: dict[tuple[float, str], list[dict]], path: Path, title: str) -> None:
+def save_picture(found: dict[tuple[float, str], list[dict]], path: Path, title: str) -> None:
     """Accuracy over density, a line for each algorithm and a level for dense."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for variant in dict.fromkeys(variant for _, variant in found):
-        runs = {
-            density: [r["accuracies"][-1] for r in found[density, name]] for density, name in found if name == variant
-        }
-        densities = sorted(runs)
-        mean = [statistics.mean(runs[density]) for density in densities]
-        if variant == "dense":
-            axes.axhline(mean[0], color="black", linestyle="--", label=f"dense: {mean[0]:.2f} %")
-            continue
-        spread = [statistics.stdev(runs[d]) if len(runs[d]) > 1 else 0.0 for d in densities]
-        axes.errorbar(densities, mean, yerr=spread, marker="o", capsize=3, label=variant)
-    ticks = sorted({density for density, variant in found if variant != "dense"})
-    axes.set(title=title, xlabel="density", ylabel="test accuracy after the last epoch (%)", xscale="log")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    plot.accuracy(accuracies(found), figure.subplots()).set_title(title, fontsize="medium")
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
-def main() -> None:
-    """Train what is missing, print the table, save the picture."""
+def parser() -> argparse.ArgumentParser:
+    """The command line: that of mnist.py and more."""
     parser = mnist.parser()
     parser.add_argument("--densities", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1])
     parser.add_argument("--seeds", type=int, default=3)
@@ -95,7 +76,11 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.set_defaults(epochs=100, quiet=True)
-    options = parser.parse_args()
+    return parser
+
+
+def train_missing(options: argparse.Namespace) -> dict[tuple[float, str], list[dict]]:
+    """Train what is not finished yet: (density, variant) -> the record of each seed."""
     kept = sweep.Kept(options.out / "compare.jsonl", identity)
 
     wanted = {}
@@ -108,14 +93,28 @@ def main() -> None:
     runs = {key: (variant, settings) for (_, variant), own in wanted.items() for key, settings in own}
     sweep.run(run, [runs[key] for key in runs if key not in kept.results], kept, options.jobs)
 
-    found = {place: [kept.results[key] for key, _ in runs] for place, runs in wanted.items()}
+    return {place: [kept.results[key] for key, _ in runs] for place, runs in wanted.items()}
+
+
+def accuracies(found: dict[tuple[float, str], list[dict]]) -> dict[str, dict[float, list[float]]]:
+    """Variant -> density -> test accuracy after the last epoch, for each seed."""
+    results: dict[str, dict[float, list[float]]] = {}
+    for (density, variant), records in found.items():
+        results.setdefault(variant, {})[density] = [record["accuracies"][-1] for record in records]
+    return results
+
+
+def main() -> None:
+    """Train what is missing, print the table, save the picture."""
+    options = parser().parse_args()
+    found = train_missing(options)
     network = "-".join(map(str, options.hidden))
     title = (
         f"{options.dataset}, hidden layers {network}, test accuracy after epoch {options.epochs}, {options.seeds} seeds"
     )
     print_table(found, title)
     picture = options.out / f"{options.dataset}-algorithms.png"
-    plot(found, picture, title)
+    save_picture(found, picture, title)
     print(f"saved {picture}")
 
 

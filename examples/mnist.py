@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import datasets
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sparsify import GMP, SET, Evolution, GraNet, RigL, SparseLinear, Static, sparsify, summary
+from sparsify import GMP, SET, Evolution, GraNet, Record, RigL, SparseLinear, Static, plot, sparsify, summary
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
@@ -40,6 +41,8 @@ class Result(NamedTuple):
     seconds: float  # an epoch, without testing
     inputs_before: Tensor | None  # connections of each input pixel
     inputs_after: Tensor | None
+    history: list[Record]  # of its evolutions
+    steps: int  # of an epoch
 
 
 DIGITS = {"hidden": [1000, 1000], "density": 0.05, "dense_last": True, "epochs": 60, "lr": 0.03, "interval": 5}
@@ -64,7 +67,8 @@ def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> 
     model = mlp([data.train_images.shape[1], *options.hidden, 10])
     rate = {} if options.lr is None else {"lr": options.lr}
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **rate)
-    steps = -(-len(data.train_images) // options.batch_size) * options.epochs
+    an_epoch = -(-len(data.train_images) // options.batch_size)
+    steps = an_epoch * options.epochs
 
     if variant != "dense":
         model, optimizer = sparsify(
@@ -96,10 +100,10 @@ def train(variant: str, data: datasets.Dataset, options: argparse.Namespace) -> 
     if variant != "dense" and not options.quiet:
         print(summary(model))
     parameters = sum(p.numel() for p in model.parameters())
-    after = connections_of_inputs(model)
-    return Result(
-        variant, accuracies, parameters, held_bytes(model, optimizer), seconds / options.epochs, inputs_before, after
-    )
+    held, after = held_bytes(model, optimizer), connections_of_inputs(model)
+    history = [] if variant == "dense" else optimizer.history
+    seconds /= options.epochs
+    return Result(variant, accuracies, parameters, held, seconds, inputs_before, after, history, an_epoch)
 
 
 def with_empty_pixels_at_zero(data: datasets.Dataset) -> datasets.Dataset:
@@ -128,7 +132,7 @@ def test(model: nn.Module, data: datasets.Dataset) -> float:
 def connections_of_inputs(model: nn.Sequential) -> Tensor | None:
     """How many connections each input of the network has; None where its first layer is dense."""
     first = model[0]
-    return torch.bincount(first.col, minlength=first.in_features) if isinstance(first, SparseLinear) else None
+    return plot.input_counts(first) if isinstance(first, SparseLinear) else None
 
 
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -152,45 +156,27 @@ def print_table(results: list[Result]) -> None:
 
 
 def plot_accuracy(results: list[Result], path: Path, title: str) -> None:
-    """Test accuracy over epochs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for r in results:
-        label = f"{r.variant}: {r.accuracies[-1]:.2f} %, {r.parameters:,} parameters"
-        axes.plot(range(1, len(r.accuracies) + 1), r.accuracies, marker=".", label=label)
-    lowest = min(accuracy for r in results for accuracy in r.accuracies[len(r.accuracies) // 10 :])
-    axes.set(title=title, xlabel="epoch", ylabel="test accuracy (%)", ylim=(lowest - 0.1, None))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    """Test accuracy over epochs, and when the last network evolved."""
+    curves = {f"{r.variant}: {r.accuracies[-1]:.2f} %, {r.parameters:,} parameters": r.accuracies for r in results}
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    last = results[-1]
+    axes = plot.epochs(curves, last.history or None, last.steps, figure.subplots())
+    axes.set(title=title, ylabel="test accuracy (%)")
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def plot_inputs(result: Result, data: datasets.Dataset, path: Path) -> None:
     """Connections of each input pixel before and after training, beside the images: SET finds where they differ."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    before, after = result.inputs_before, result.inputs_after
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.9), layout="constrained")
-    most = int(torch.maximum(before, after).max())
-    panels = [
-        (data.train_images.std(0), f"{data.name}: how much each pixel varies", "gray", None),
-        (before, "connections at the start (random)", "viridis", most),
-        (after, f"at the end ({result.variant})", "viridis", most),
-    ]
-    for axis, (numbers, title, colours, highest) in zip(axes, panels, strict=True):
-        image = axis.imshow(numbers.view(data.side, data.side), vmin=0, vmax=highest, cmap=colours)
-        axis.set(title=title, xticks=[], yticks=[])
-    figure.colorbar(image, ax=axes[1:], label="connections of the pixel")
+    before, after, shape = result.inputs_before, result.inputs_after, (data.side, data.side)
+    figure = Figure(figsize=(11.5, 3.4), layout="constrained")
+    images, first, second = figure.subplots(1, 3)
+    drawn = images.imshow(data.train_images.std(0).view(shape), vmin=0, cmap="gray")
+    figure.colorbar(drawn, ax=images, label="standard deviation")
+    images.set(title=f"{data.name}: how much each pixel varies", xticks=[], yticks=[])
+    most = float(torch.maximum(before, after).max())
+    plot.inputs(before, shape, first, most).set_title("connections at the start (random)")
+    plot.inputs(after, shape, second, most).set_title(f"at the end ({result.variant})")
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import datasets
 import torch
+from matplotlib.figure import Figure
 from mnist import held_bytes, print_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sparsify import SET, GraNet, RigL, SparseConv2d, Static, sparsify, summary
+from sparsify import SET, GraNet, RigL, SparseConv2d, Static, plot, sparsify, summary
 
 EVOLUTIONS = {"static": Static, "SET": SET, "RigL": RigL, "GraNet": GraNet}
 MIRRORED = {"fashion", "cifar10"}  # a digit in a mirror is none
@@ -143,30 +144,19 @@ def shares_of_channels(model: nn.Module) -> dict[str, Tensor]:
     shares = {}
     for name, layer in model.named_modules():
         if isinstance(layer, SparseConv2d) and layer.kernel_size != (1, 1):
-            taps = layer.kernel_size[0] * layer.kernel_size[1]
-            counts = torch.bincount(layer.col.long() // taps, minlength=layer.in_channels)
-            shares[name] = counts / (layer.out_channels * taps)
+            shares[name] = plot.input_counts(layer).float().mean((1, 2)) / layer.out_channels
     return shares
 
 
-def plot(results: list[Result], path: Path, title: str) -> None:
+def save_picture(results: list[Result], path: Path, title: str) -> None:
     """Accuracy over epochs, and what evolution did to input channels: at random all have about as many connections."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     before, after = results[-1].before, results[-1].after
     names = list(after)
     shown = [names[place * (len(names) - 1) // (SHOWN - 1)] for place in range(SHOWN)] if len(names) >= SHOWN else names
-    figure, axes = pyplot.subplots(1, 1 + len(shown), figsize=(4.2 + 3 * len(shown), 3.9), layout="constrained")
-    accuracy, *others = axes if shown else [axes]
-    for r, style in zip(results, ("k--", "k-") if len(results) > 1 else ("k-",), strict=True):
-        label = f"{r.variant}: {r.accuracies[-1]:.2f} %,\n{r.parameters:,} parameters"
-        accuracy.plot(range(1, len(r.accuracies) + 1), r.accuracies, style, marker=".", label=label)
-    accuracy.set(title="test accuracy (%)", xlabel="epoch")
-    accuracy.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    accuracy.legend(loc="lower right", frameon=False)
+    figure = Figure(figsize=(4.2 + 3 * len(shown), 3.9), layout="constrained")
+    accuracy, *others = figure.subplots(1, 1 + len(shown), squeeze=False)[0]
+    curves = {f"{r.variant}: {r.accuracies[-1]:.2f} %,\n{r.parameters:,} parameters": r.accuracies for r in results}
+    plot.epochs(curves, axes=accuracy).set(title="test accuracy", ylabel="test accuracy (%)")
     for axis, name in zip(others, shown, strict=True):
         for label, style, shares in ("before", "0.6", before[name]), ("after", "k", after[name]):
             ranks = range(1, len(shares) + 1)
@@ -174,14 +164,12 @@ def plot(results: list[Result], path: Path, title: str) -> None:
         axis.set(title=f"layer {name}: {len(after[name])} input channels", ylim=(0, None))
         axis.set_xlabel("channel, from the fullest to the emptiest")
         axis.legend(loc="upper right", frameon=False)
-    if others:
-        others[0].set_ylabel("connections (% of the channel's places)")
-    for axis in [accuracy, *others]:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+    if others:
+        others[0].set_ylabel("connections (% of the channel's places)")
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def evolution(name: str) -> str:
@@ -227,7 +215,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{data.name}-resnet.png"
     depth, widths = 6 * options.blocks + 2, "-".join(str(options.width << stage) for stage in range(3))
-    plot(results, path, f"{data.name}, ResNet-{depth} of {widths} channels, density {options.density:g}")
+    save_picture(results, path, f"{data.name}, ResNet-{depth} of {widths} channels, density {options.density:g}")
     print(f"saved {path}")
 
 

@@ -4,7 +4,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from sparsify import evolution, interchange, kernels, telemetry
+from sparsify import evolution, interchange, kernels, plot, telemetry
 from sparsify._src.api import sparsify
 from sparsify._src.conversion.distributions import epsilon, erdos_renyi, uniform
 from sparsify._src.conversion.layer_report import LayerReport
@@ -65,7 +65,7 @@ class _Face(ModuleType):
         return sparsify(*args, **kwargs)
 
     def __dir__(self) -> list[str]:
-        faces = evolution, interchange, kernels, telemetry
+        faces = evolution, interchange, kernels, plot, telemetry
         return [*__all__, *(face.__name__.rpartition(".")[2] for face in faces)]
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify import evolution, interchange, kernels, telemetry
+from sparsify import evolution, interchange, kernels, plot, telemetry
 
 READERS = {"torch": torch, "nn": nn, "kernels": kernels, "telemetry": telemetry}
 READERS |= {name: vars(module)[name] for module in (evolution, sparsify) for name in module.__all__}
 """What an example may take as imported: torch, nn, our public names, two modules. All else it imports itself."""
 
-FACES = [evolution, interchange, kernels, telemetry]
+FACES = [evolution, interchange, kernels, plot, telemetry]
 MODULES = ["sparsify", *(found.name for found in pkgutil.walk_packages(sparsify.__path__, "sparsify."))]
 PUBLIC = {f"sparsify.{name}": vars(sparsify)[name] for name in sparsify.__all__}
 PUBLIC |= {

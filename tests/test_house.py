@@ -12,7 +12,7 @@ ROOMS = {
     for path in (ROOT / "sparsify").rglob("*.py")
 }
 FOLDERS = ["torch_private", "native", "ground", "kernels", "evolution", "layers", "training"]
-FOLDERS += ["telemetry", "conversion", "faces"]
+FOLDERS += ["telemetry", "conversion", "pictures", "faces"]
 """Each may import those before it, and its own rooms."""
 
 INSIDE = "sparsify._src"
