@@ -70,6 +70,7 @@ def graph(model: nn.Module, axes: "Axes | None" = None) -> "Axes":
         axes.scatter(np.full(size, column), heights, s=area, c=faces, edgecolors="black", linewidths=0.8, zorder=3)
     words = [f"{sizes[0]} inputs", *(f"{size} units" for size in sizes[1:-1]), f"{sizes[-1]} outputs"]
     axes.set_xticks(range(len(sizes)), words)
+    axes.set_xlabel("solid: positive; dashed: negative; hollow: cut off", fontsize="small")
     axes.set(yticks=[], xlim=(-0.25, len(sizes) - 0.75), ylim=(-0.04, 1.04))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
