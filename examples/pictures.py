@@ -10,7 +10,7 @@ are kept in runs/compare.jsonl, so it goes on where it was.
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ import compare_algorithms
 import datasets
 import mnist
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -60,35 +61,49 @@ def lenet(data: str | None, density: float = 0.05, epochs: int = 10) -> Trained:
     film = plot.Film.inputs(lambda: model[0], SHAPE)
     chosen = [batch for _ in range(epochs) for batch in torch.randperm(len(images.train_images)).split(100)]
     batches = ((images.train_images[batch], images.train_labels[batch]) for batch in chosen)
-    return _trained(model, 0.1, density, film, batches, len(chosen))
+    return _trained(model, SET(), film, batches, len(chosen), density=density, rate=0.1, weight_decay=5e-4)
 
 
 @cache
-def tiny(inputs: int = 16, hidden: int = 12, steps: int = 1500) -> Trained:
+def tiny(inputs: int = 16, steps: int = 4000) -> Trained:
     """A network of 16, 12 and 2 units, whose label depends on its first four inputs alone."""
     torch.manual_seed(0)
-    model = mnist.mlp([inputs, hidden, hidden, 2])
-    film = plot.Film.graph(model)
+    model = mnist.mlp([inputs, 12, 2])
+    film = plot.Film(lambda axes: graph_of(model, axes), size=(5.6, 3.8))
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(steps):
             x = torch.randn(64, inputs)
-            yield x, (x[:, 0] * x[:, 1] > x[:, 2] * x[:, 3]).long()
+            yield x, (x[:, 0] + x[:, 1] > x[:, 2] * x[:, 3]).long()
 
-    return _trained(model, 0.05, 0.25, film, batches(), steps)
+    evolution = SET(interval=80, drop_fraction=0.2, until=int(0.8 * steps))
+    return _trained(model, evolution, film, batches(), steps, density=0.3, rate=0.05, weight_decay=5e-3)
+
+
+def graph_of(model: nn.Module, axes: Axes) -> Axes:
+    """The tiny network as a graph, with a bracket at the inputs that decide."""
+    plot.graph(model, axes)
+    bottom = 1 - (INFORMATIVE - 1) / (model[0].in_features - 1)
+    axes.plot([-0.1, -0.13, -0.13, -0.1], [1, 1, bottom, bottom], color="black", linewidth=1)
+    axes.text(-0.16, (1 + bottom) / 2, "what decides", rotation=90, ha="right", va="center", fontsize="small")
+    axes.set_xlim(left=-0.3)
+    return axes
 
 
 def _trained(
     model: nn.Module,
-    rate: float,
-    density: float,
+    evolution: SET,
     film: plot.Film,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     steps: int,
+    *,
+    density: float,
+    rate: float,
+    weight_decay: float,
 ) -> Trained:
     """Train by SGD, with a frame of the start first."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    model, optimizer = sparsify(model, optimizer, density, evolution=SET(), steps=steps, on_evolve=film, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    model, optimizer = sparsify(model, optimizer, density, evolution=evolution, steps=steps, on_evolve=film, seed=0)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     before, losses = copy.deepcopy(model), []
     film.take("at the start")
@@ -121,7 +136,7 @@ def front(options: argparse.Namespace) -> Figure:
     return figure
 
 
-def _input_maps(run: Trained, *axes: object) -> None:
+def _input_maps(run: Trained, *axes: Axes) -> None:
     counts = [plot.input_counts(model[0]) for model in (run.before, run.after)]
     most = float(max(each.max() for each in counts))
     for each, axis, title in zip(counts, axes, ("start: random", "end: where digits differ"), strict=True):
@@ -147,7 +162,7 @@ def topology(options: argparse.Namespace) -> Figure:
     return figure
 
 
-def _one(size: tuple[float, float], draw: Callable[[object], object]) -> Figure:
+def _one(size: tuple[float, float], draw: Callable[[Axes], object]) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     draw(figure.subplots())
     return figure
@@ -180,7 +195,7 @@ MADE: dict[str, Callable[[argparse.Namespace], Figure | plot.Film]] = {
         (7, 4.5),
         lambda axes: plot.accuracy(compare_algorithms.accuracies(swept(options.data, options.jobs)), axes),
     ),
-    "graph.png": lambda _: _one((7, 4.5), lambda axes: plot.graph(tiny().after, axes)),
+    "graph.png": lambda _: _one((7, 4.5), lambda axes: graph_of(tiny().after, axes)),
     "inputs.gif": lambda options: lenet(options.data).film,
     "graph.gif": lambda _: tiny().film,
 }

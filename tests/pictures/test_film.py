@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsify import SET, SparseLinear, plot, sparsify
 from sparsify._src.pictures import film as room
-from tests.support.records import Record
+from tests.support.records import record
 
 
 def trained(film, model, steps=3):
@@ -68,7 +68,7 @@ def test_frames_are_thinned_evenly(monkeypatch):
     steps = []
     monkeypatch.setattr(film, "take", lambda words, take=film.take: (steps.append(words), take(words)))
     for step in range(20):
-        film(Record(step, {}))
+        film(record(step))
     assert len(film.frames) <= 4
     assert steps == [f"after step {step}" for step in (0, 1, 2, 3, 4, 6, 8, 12, 16)]
 

@@ -2,7 +2,7 @@ import pytest
 from matplotlib import pyplot
 
 from sparsify import plot
-from tests.support.records import LayerRecord, Record, history
+from tests.support.records import history, layer_record, record
 
 
 def points(line):
@@ -46,7 +46,7 @@ def test_degrees_draws_median_extremes_and_a_band():
 
 
 def test_of_many_layers_some_are_named():
-    many = [Record(step, {f"{n}": LayerRecord(0.1, None, 0.2) for n in range(35)}) for step in (1, 2)]
+    many = [record(step, **{f"{n}": layer_record(0.1, None, 0.2) for n in range(35)}) for step in (1, 2)]
     axes = plot.explored(many)
     assert len(axes.get_lines()) == 35
     names = [text.get_text() for text in axes.get_legend().get_texts()]

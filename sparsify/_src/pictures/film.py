@@ -13,7 +13,7 @@ from sparsify._src.pictures.counting import as_image, checked_layer, input_count
 from sparsify._src.pictures.drawing import check_matplotlib
 from sparsify._src.pictures.graph import graph
 from sparsify._src.pictures.of_layers import inputs
-from sparsify._src.training.progress import Record
+from sparsify._src.training.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

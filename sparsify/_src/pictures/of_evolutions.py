@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING
 
 from sparsify._src.pictures.drawing import given_or_new, label, lines, marked, named, whole_numbers
 from sparsify._src.pictures.records import checked_records, layers_of, of_layer
+from sparsify._src.training.record import LayerRecord, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sparsify._src.training.progress import LayerRecord, Record
 
-
-def degrees(history: Sequence["Record"], layer: str | None = None, axes: "Axes | None" = None) -> "Axes":
+def degrees(history: Sequence[Record], layer: str | None = None, axes: "Axes | None" = None) -> "Axes":
     """Draw how many connections the units of a layer have, evolution by evolution.
 
     Fan-out is of its input units, fan-in of its output units: of each the median, a band from the lower to the upper
@@ -53,7 +52,7 @@ def degrees(history: Sequence["Record"], layer: str | None = None, axes: "Axes |
     return axes
 
 
-def explored(history: Sequence["Record"], axes: "Axes | None" = None) -> "Axes":
+def explored(history: Sequence[Record], axes: "Axes | None" = None) -> "Axes":
     """Draw the share of each layer's places that were ever connections, evolution by evolution.
 
     Args:
@@ -75,7 +74,7 @@ def explored(history: Sequence["Record"], axes: "Axes | None" = None) -> "Axes":
     return axes
 
 
-def turnover(history: Sequence["Record"], axes: "Axes | None" = None) -> "Axes":
+def turnover(history: Sequence[Record], axes: "Axes | None" = None) -> "Axes":
     """Draw the share of each layer's connections that an evolution replaced, and of those it had grown, how many stay.
 
     Lines with markers are the turnover; thin lines without, in the same colour, are the connections grown at the
@@ -110,7 +109,7 @@ def turnover(history: Sequence["Record"], axes: "Axes | None" = None) -> "Axes":
     return axes
 
 
-def _by_layer(records: Sequence["Record"], share: Callable[["LayerRecord"], float], axes: "Axes | None") -> "Axes":
+def _by_layer(records: Sequence[Record], share: Callable[[LayerRecord], float], axes: "Axes | None") -> "Axes":
     """A line for each layer, in percent, from zero."""
     names = layers_of(records)
     axes = given_or_new(axes, (7, 4.2))

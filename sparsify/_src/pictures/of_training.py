@@ -10,7 +10,7 @@ from sparsify._src.checks import check_count, shown
 from sparsify._src.pictures.drawing import given_or_new, label, lines, mark_evolutions, marked, whole_numbers
 from sparsify._src.pictures.percent import LEAST_SPAN, check_percent, span
 from sparsify._src.pictures.records import checked_records
-from sparsify._src.training.progress import Record
+from sparsify._src.training.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
