@@ -45,7 +45,7 @@ def test_each_connection_is_a_line():
     assert strong[1] > negative[1] > weak[1]
     assert strong[2] < negative[2] < weak[2], "0 is black"
     assert axes.get_title() == "4 connections"
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["3 inputs", "2 units", "1 outputs"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["3 inputs", "2 units", "1 output"]
 
 
 def test_units_that_are_cut_off_are_hollow():

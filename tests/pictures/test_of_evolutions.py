@@ -34,6 +34,14 @@ def test_turnover_draws_what_survived_where_the_record_tells():
     assert tuple(a.get_color()) == tuple(a_survived.get_color())
 
 
+def test_nothing_is_cut_off():
+    for draw in plot.turnover, plot.explored, plot.degrees:
+        axes = draw(history())
+        low, high = axes.get_ylim()
+        assert low == 0
+        assert max(max(line.get_ydata()) for line in axes.get_lines()) < high
+
+
 def test_degrees_draws_median_extremes_and_a_band():
     axes = plot.degrees(history())
     lines = axes.get_lines()

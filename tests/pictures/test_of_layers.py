@@ -72,6 +72,12 @@ def test_topology_shows_the_density_of_each_part_in_percent():
     assert again.images[0].get_clim() == (0, 100)
 
 
+@pytest.mark.parametrize(("nnz", "bins"), [(10, 1), (1600, 10), (90_000, 64)])
+def test_parts_have_enough_connections_that_chance_does_not_hide_the_rest(nnz, bins):
+    axes = plot.topology(SparseLinear(300, 400, nnz / 120_000))
+    assert axes.images[0].get_array().shape == (bins, bins)
+
+
 def test_topology_refuses_what_is_none():
     with pytest.raises(TypeError, match=r"^layer must be a sparse layer or \(flat, shape\), got Linear"):
         plot.topology(nn.Linear(2, 3))

@@ -24,6 +24,12 @@ def test_loss_is_drawn_with_its_running_mean_and_the_evolutions():
     assert texts == ["of each step", "mean of the last 2 steps", "3 evolutions"]
 
 
+def test_the_first_losses_do_not_press_the_others_to_the_ground():
+    losses = [100.0] * 2 + [2.0] * 97 + [4.0]
+    assert plot.loss(losses).get_ylim() == (0, 5)
+    assert plot.loss([-1.0, -2.0]).get_ylim()[0] < -2
+
+
 def test_losses_must_be_finite_and_reach_the_last_evolution():
     for wrong in [], [1.0, float("nan")]:
         with pytest.raises(ValueError, match=r"^losses must be finite numbers, one for each step"):

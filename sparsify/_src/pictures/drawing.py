@@ -90,10 +90,10 @@ def whole_numbers(axes: "Axes") -> None:
 
 
 def mark_evolutions(axes: "Axes", places: Sequence[float]) -> None:
-    """Short strokes on the x axis, where evolutions came."""
+    """Short strokes at the upper edge, where evolutions came."""
     where = axes.get_xaxis_transform()
     kept = "evolution" if len(places) == 1 else f"{len(places)} evolutions"
-    axes.vlines(places, 0, 0.035, colors="black", linewidth=0.8, transform=where, label=kept)
+    axes.vlines(places, 0.965, 1, colors="black", linewidth=0.8, transform=where, label=kept)
 
 
 def image(axes: "Axes", numbers: np.ndarray, most: float | None, unit: str, **options: Any) -> "AxesImage":

@@ -84,8 +84,8 @@ class Film:
                 before the layer is there.
             shape: of the image, as for `inputs`.
             every: as for `Film`.
-            most: the number at the top of the scale, which is the same for all frames; None takes twice the largest of
-                the first frame.
+            most: the number at the top of the scale, which is the same for all frames; None takes the largest of the
+                first frame and a quarter.
         """
         tops = [] if most is None else [most]
 
@@ -93,7 +93,7 @@ class Film:
             found = layer if isinstance(layer, nn.Module) else layer()
             counts = input_counts(checked_layer("layer", found))
             if not tops:
-                tops.append(2 * float(np.nanmax(as_image(counts.numpy(), shape))))
+                tops.append(1.25 * float(np.nanmax(as_image(counts.numpy(), shape))))
             inputs(counts, shape, axes, tops[0])
 
         return cls(draw, every)

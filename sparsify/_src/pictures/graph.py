@@ -68,7 +68,8 @@ def graph(model: nn.Module, axes: "Axes | None" = None) -> "Axes":
         area = min(60.0, 3000.0 / max(sizes))
         faces = np.where(alive[:, None], 0.15, 1.0) * np.ones(3)
         axes.scatter(np.full(size, column), heights, s=area, c=faces, edgecolors="black", linewidths=0.8, zorder=3)
-    words = [f"{sizes[0]} inputs", *(f"{size} units" for size in sizes[1:-1]), f"{sizes[-1]} outputs"]
+    kinds = ["input", *["unit"] * (len(sizes) - 2), "output"]
+    words = [f"{size} {kind}{'s' * (size > 1)}" for size, kind in zip(sizes, kinds, strict=True)]
     axes.set_xticks(range(len(sizes)), words)
     axes.set_xlabel("solid: positive; dashed: negative; hollow: cut off", fontsize="small")
     axes.set(yticks=[], xlim=(-0.25, len(sizes) - 0.75), ylim=(-0.04, 1.04))

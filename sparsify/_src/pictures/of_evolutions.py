@@ -46,9 +46,8 @@ def degrees(history: Sequence[Record], layer: str | None = None, axes: "Axes | N
             axes.plot(steps, extreme, color=colour, linestyle=style, linewidth=0.7)
         axes.plot(steps, median, color=colour, linestyle=style, marker=marker, label=words, **marked(len(steps)))
     label(axes, f"layer {name}: connections of its units", "step", "connections of a unit")
-    axes.set_ylim(bottom=0)
     whole_numbers(axes)
-    _legend(axes, title="median; band: quartiles; thin: least, most")
+    _legend(axes, "median; band: quartiles; thin: least, most")
     return axes
 
 
@@ -70,7 +69,7 @@ def explored(history: Sequence[Record], axes: "Axes | None" = None) -> "Axes":
     """
     axes = _by_layer(checked_records(history), lambda record: record.explored, axes)
     label(axes, "explored by evolution", "step", "places ever active (%)")
-    _legend(axes)
+    _legend(axes, "layer")
     return axes
 
 
@@ -105,7 +104,7 @@ def turnover(history: Sequence[Record], axes: "Axes | None" = None) -> "Axes":
             survival = True
             axes.plot(*zip(*told, strict=True), color=line.get_color(), linestyle=line.get_linestyle(), linewidth=0.8)
     label(axes, "turnover at each evolution", "step", "connections (%)")
-    _legend(axes, title="marked: replaced; thin: grown before, and survived" if survival else "replaced")
+    _legend(axes, "layer; marked: replaced; thin: of those grown before, still there" if survival else "layer")
     return axes
 
 
@@ -116,10 +115,13 @@ def _by_layer(records: Sequence[Record], share: Callable[[LayerRecord], float], 
     for name, words, look in zip(names, named(names), lines(len(names)), strict=True):
         steps, found = of_layer(records, name)
         axes.plot(steps, [100 * share(each) for each in found], label=words, **look, **marked(len(steps)))
-    axes.set_ylim(bottom=0)
     whole_numbers(axes)
     return axes
 
 
-def _legend(axes: "Axes", title: str | None = None) -> None:
-    axes.legend(title=title, frameon=False, loc="best", fontsize="small", title_fontsize="small")
+def _legend(axes: "Axes", title: str) -> None:
+    """The legend above the lines, whose axis begins at zero."""
+    columns = 5
+    count = len(axes.get_legend_handles_labels()[1])
+    axes.set_ylim(0, axes.dataLim.ymax * (1.2 + 0.08 * -(-count // columns)))
+    axes.legend(title=title, ncols=min(columns, count), frameon=False, loc="upper left", alignment="left")

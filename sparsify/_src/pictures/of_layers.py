@@ -1,5 +1,6 @@
 """Pictures of one layer: its inputs, its topology, its weights."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from sparsify._src.topology import Shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+MOST_BINS = 64
+IN_BIN = 16
+"""Parts of a topology in a row or column, at most, and connections of a part on average, at least."""
 
 
 def inputs(
@@ -65,7 +70,7 @@ def inputs(
 def topology(
     layer: SparseMap | tuple[Tensor, Shape],
     axes: "Axes | None" = None,
-    bins: int | tuple[int, int] = 64,
+    bins: int | tuple[int, int] | None = None,
     most: float | None = None,
 ) -> "Axes":
     """Draw where the connections of a layer are: the density of each part of its matrix.
@@ -76,7 +81,8 @@ def topology(
     Args:
         layer: a sparse layer, or (flat, shape) of one: `layer.flat()` taken earlier, and `layer.shape`.
         axes: of matplotlib's; None makes new ones.
-        bins: parts in a row and in a column, or (rows, columns); no more than there are units.
+        bins: parts in a row and in a column, or (rows, columns), no more than there are units; None takes up to 64, as
+            long as a part has 16 connections on average, so that chance does not hide the rest.
         most: the density in percent at the top of the scale, which begins at 0; None takes the largest.
     Raises:
         TypeError, ValueError: the layer is not sparse, flat is no topology of the shape, or bins is below 1.
@@ -87,13 +93,15 @@ def topology(
         (32, 32)
     """
     source = checked_source(layer)
+    nnz = source.nnz if isinstance(source, SparseMap) else len(source[0])
+    if bins is None:
+        bins = max(1, min(MOST_BINS, math.isqrt(nnz // IN_BIN)))
     rows, columns = bins if isinstance(bins, tuple) else (bins, bins)
     for count in rows, columns:
         check_count("bins", count, 1)
     if most is not None:
         check_number("most", most)
     shares, shape = densities(source, (rows, columns))
-    nnz = source.nnz if isinstance(source, SparseMap) else len(source[0])
     axes = given_or_new(axes, (5.4, 4.4))
     corners = (0, shape[1], shape[0], 0)
     image(axes, 100 * shares, most, "density (%)", extent=corners, aspect="auto")

@@ -25,7 +25,7 @@ def loss(
     """Draw the loss of each step, with a mark where each evolution came.
 
     The line is the mean of the last steps, a fiftieth of the training, as the legend says; the faint one behind it is
-    the loss itself.
+    the loss itself. The axis begins at zero, and leaves out the first fiftieth where that is higher than the rest.
 
     Args:
         losses: of each optimizer step, from the first.
@@ -61,11 +61,11 @@ def loss(
     if marks:
         mark_evolutions(axes, marks)
     label(axes, "loss", "step", "loss")
-    if raw.min() >= 0:
-        axes.set_ylim(bottom=0)
+    late = raw[window:] if len(raw) > window else raw
+    axes.set_ylim(min(0.0, 1.1 * late.min()), 1.25 * late.max() if late.max() > 0 else None)
     whole_numbers(axes)
     if window > 1 or marks:
-        axes.legend(loc="upper right", frameon=False)
+        axes.legend(loc="upper right", frameon=False, borderaxespad=1.2)
     return axes
 
 
