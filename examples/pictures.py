@@ -51,17 +51,18 @@ class Trained(NamedTuple):
 
 
 @cache
-def lenet(data: str | None, density: float = 0.05, epochs: int = 10) -> Trained:
-    """LeNet-300-100 on MNIST, by SET."""
+def lenet(data: str | None, density: float = 0.1, epochs: int = 10) -> Trained:
+    """LeNet-300-100 on MNIST, by SET; a pixel that is always empty is 0, and so no bias."""
     images = datasets.load("mnist", data)
     if images.name != "mnist":
         sys.exit("pictures.py: --data must be a folder with MNIST's four IDX .gz files.")
+    images = mnist.with_empty_pixels_at_zero(images)
     torch.manual_seed(0)
     model = mnist.mlp([784, 300, 100, 10])
     film = plot.Film.inputs(lambda: model[0], SHAPE)
     chosen = [batch for _ in range(epochs) for batch in torch.randperm(len(images.train_images)).split(100)]
     batches = ((images.train_images[batch], images.train_labels[batch]) for batch in chosen)
-    return _trained(model, SET(), film, batches, len(chosen), density=density, rate=0.1, weight_decay=5e-4)
+    return _trained(model, SET(interval=50), film, batches, len(chosen), density=density, rate=0.1, weight_decay=5e-4)
 
 
 @cache
@@ -117,18 +118,24 @@ def _trained(
     return Trained(before, model, losses, optimizer.history, film)
 
 
-@cache
-def swept(data: str | None, jobs: int) -> dict[tuple[float, str], list[dict]]:
-    """LeNet-300-100 on MNIST over densities: (density, variant) -> the record of each seed."""
+def sweep_options(data: str | None, jobs: int) -> argparse.Namespace:
+    """Those of the sweep: LeNet-300-100 on MNIST."""
     words = "--densities .01 .02 .05 .1 .2 --seeds 2 --epochs 10 --algorithms dense static SET RigL".split()
     options = compare_algorithms.parser().parse_args([*words, "--jobs", str(jobs)])
     options.data = data
-    return compare_algorithms.train_missing(options)
+    return options
+
+
+@cache
+def swept(data: str | None, jobs: int) -> dict[tuple[float, str], list[dict]]:
+    """(density, variant) -> the record of each seed."""
+    return compare_algorithms.train_missing(sweep_options(data, jobs))
 
 
 def front(options: argparse.Namespace) -> Figure:
     """The input map before and after training, beside accuracy over density."""
     run, figure = lenet(options.data), Figure(figsize=(11.5, 3.4), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)
     first, second, third = figure.subplots(1, 3, width_ratios=(1, 1, 1.35))
     _input_maps(run, first, second)
     results = compare_algorithms.accuracies(swept(options.data, options.jobs))
@@ -139,7 +146,7 @@ def front(options: argparse.Namespace) -> Figure:
 def _input_maps(run: Trained, *axes: Axes) -> None:
     counts = [plot.input_counts(model[0]) for model in (run.before, run.after)]
     most = float(max(each.max() for each in counts))
-    for each, axis, title in zip(counts, axes, ("start: random", "end: where digits differ"), strict=True):
+    for each, axis, title in zip(counts, axes, ("start: random, density 0.1", "end: where digits differ"), strict=True):
         plot.inputs(each, SHAPE, axis, most).set_title(title)
 
 
@@ -169,12 +176,14 @@ def _one(size: tuple[float, float], draw: Callable[[Axes], object]) -> Figure:
 
 
 def epochs(options: argparse.Namespace) -> Figure:
-    """Accuracy after each epoch, of the first seed, beside dense."""
+    """Accuracy after each epoch, of the first seed, beside dense and static ones of the sweep."""
+    settings = argparse.Namespace(**{**vars(sweep_options(options.data, options.jobs)), "density": 0.05, "seed": 0})
+    evolved = mnist.train("SET", datasets.load("mnist", options.data), settings)
     found = swept(options.data, options.jobs)
-    runs = {"dense": (1.0, "dense"), "SET, density 0.05": (0.05, "SET"), "static, density 0.05": (0.05, "static")}
-    accuracies = {name: found[place][0]["accuracies"] for name, place in runs.items()}
-    curves = {f"{name}: {each[-1]:.2f} %": each for name, each in accuracies.items()}
-    return _one((7, 4.2), lambda axes: plot.epochs(curves, lenet(options.data).history, 600, axes))
+    dense, static = (found[place][0]["accuracies"] for place in ((1.0, "dense"), (0.05, "static")))
+    runs = {"dense": dense, "SET, density 0.05": evolved.accuracies, "static, density 0.05": static}
+    curves = {f"{name}: {accuracies[-1]:.2f} %": accuracies for name, accuracies in runs.items()}
+    return _one((7, 4.2), lambda axes: plot.epochs(curves, evolved.history, evolved.steps, axes))
 
 
 MADE: dict[str, Callable[[argparse.Namespace], Figure | plot.Film]] = {

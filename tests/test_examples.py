@@ -15,6 +15,7 @@ import charlm
 import datasets
 import mnist
 import networks
+import pictures
 import pytest
 import resnet
 import sweep
@@ -146,6 +147,24 @@ def test_an_error_in_a_run_ends_the_sweep_and_keeps_what_was_finished(tmp_path):
     assert {0, 1} <= set(kept.results) <= {0, 1, 3, 4}
     sweep.run(failing, [(3,), (4,)], kept, 2)
     assert set(sweep.Kept(tmp_path / "runs.jsonl", "key").results) == {0, 1, 3, 4}
+
+
+def test_the_documentation_s_pictures_are_saved_small(tmp_path, monkeypatch, capsys):
+    trained = pictures.tiny(steps=200)
+    monkeypatch.setattr(pictures, "tiny", lambda: trained)
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "--only", "graph.png", "graph.gif", "--out", str(tmp_path)])
+    pictures.main()
+    assert capsys.readouterr().out.count("KiB") == 2
+    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "graph.gif").read_bytes().startswith(b"GIF89a")
+    assert (tmp_path / "graph.png").stat().st_size < 150_000
+    assert len(trained.history) == len(trained.film.frames) - 1 == 2
+
+
+def test_pictures_of_mnist_are_not_made_of_digits(monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda *_: datasets._digits())
+    with pytest.raises(SystemExit, match="--data must be a folder with MNIST's four IDX"):
+        pictures.lenet(None)
 
 
 def test_a_resnet_learns_digits_with_a_tenth_of_its_connections():

@@ -19,6 +19,14 @@ def test_explored_draws_a_line_for_each_layer_in_percent():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "places ever active (%)")
 
 
+def test_no_tick_says_more_than_a_hundred_percent():
+    whole = [record(step, a=layer_record(0.3, 1.0, 1.0)) for step in (1, 2)]
+    for draw in plot.explored, plot.turnover:
+        ticks = draw(whole).get_yticks()
+        assert ticks.max() == 100
+        assert len(ticks) > 3
+
+
 def test_lines_differ_in_grey():
     first, second = plot.explored(history()).get_lines()
     assert (first.get_linestyle(), first.get_marker()) != (second.get_linestyle(), second.get_marker())
@@ -39,7 +47,8 @@ def test_nothing_is_cut_off():
         axes = draw(history())
         low, high = axes.get_ylim()
         assert low == 0
-        assert max(max(line.get_ydata()) for line in axes.get_lines()) < high
+        most = max(max(line.get_ydata()) for line in axes.get_lines())
+        assert most < high < 1.3 * most
 
 
 def test_degrees_draws_median_extremes_and_a_band():

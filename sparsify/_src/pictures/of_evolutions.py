@@ -70,6 +70,7 @@ def explored(history: Sequence[Record], axes: "Axes | None" = None) -> "Axes":
     axes = _by_layer(checked_records(history), lambda record: record.explored, axes)
     label(axes, "explored by evolution", "step", "places ever active (%)")
     _legend(axes, "layer")
+    _end_at_a_hundred(axes)
     return axes
 
 
@@ -105,6 +106,7 @@ def turnover(history: Sequence[Record], axes: "Axes | None" = None) -> "Axes":
             axes.plot(*zip(*told, strict=True), color=line.get_color(), linestyle=line.get_linestyle(), linewidth=0.8)
     label(axes, "turnover at each evolution", "step", "connections (%)")
     _legend(axes, "layer; marked: replaced; thin: of those grown before, still there" if survival else "layer")
+    _end_at_a_hundred(axes)
     return axes
 
 
@@ -125,3 +127,9 @@ def _legend(axes: "Axes", title: str) -> None:
     count = len(axes.get_legend_handles_labels()[1])
     axes.set_ylim(0, axes.dataLim.ymax * (1.2 + 0.08 * -(-count // columns)))
     axes.legend(title=title, ncols=min(columns, count), frameon=False, loc="upper left", alignment="left")
+
+
+def _end_at_a_hundred(axes: "Axes") -> None:
+    """No ticks beyond 100 %, where the legend is."""
+    end = min(100, axes.get_ylim()[1])
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= end])

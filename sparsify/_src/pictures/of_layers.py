@@ -149,9 +149,9 @@ def weights(
         zeros = len(numbers) - len(nonzero)
         words = f"{name}: {len(numbers):,} connections" + (f", {zeros:,} of them exactly 0" if zeros else "")
         axes.stairs(np.histogram(nonzero, edges)[0], edges, label=words, **looks[name])
-    axes.axvline(0, color="black", linestyle=":", linewidth=1)
+    axes.axvline(0, ymax=0.8, color="black", linestyle=":", linewidth=1)
     label(axes, "weights of connections", "weight", f"connections in each {edges[1] - edges[0]:.2g}")
-    axes.set_ylim(0, 1.22 * axes.dataLim.ymax)  # room for the legend
+    axes.set_ylim(0, axes.dataLim.ymax / 0.8)  # room for the legend
     axes.legend(loc="upper left", frameon=False, ncols=1)
     return axes
 
