@@ -60,10 +60,11 @@ def test_colours_are_added_up():
 
 
 def test_windows_lie_side_by_side_with_a_line_between():
-    picture = as_image(np.arange(12).reshape(3, 2, 2), None)
     gap = float("nan")
-    expected = [[0, 1, gap, 4, 5], [2, 3, gap, 6, 7], [gap] * 5, [8, 9, gap, gap, gap], [10, 11, gap, gap, gap]]
-    np.testing.assert_array_equal(picture, expected)
+    rows = [[0, gap, 1, gap, 2], [gap] * 5, [3, gap, 4, gap, gap]]
+    np.testing.assert_array_equal(as_image(np.arange(5).reshape(5, 1, 1), None), rows)
+    row = [[0, 1, gap, 4, 5, gap, 8, 9], [2, 3, gap, 6, 7, gap, 10, 11]]
+    np.testing.assert_array_equal(as_image(np.arange(12).reshape(3, 2, 2), None), row)
 
 
 def test_the_depth_of_a_window_lies_side_by_side():

@@ -30,6 +30,11 @@ def test_the_first_losses_do_not_press_the_others_to_the_ground():
     assert plot.loss([-1.0, -2.0]).get_ylim()[0] < -2
 
 
+def test_losses_may_be_as_training_has_them():
+    losses = [torch.tensor(2.0, requires_grad=True) ** 2, 1.5]
+    assert list(plot.loss(losses).get_lines()[0].get_ydata()) == [4, 1.5]
+
+
 def test_losses_must_be_finite_and_reach_the_last_evolution():
     for wrong in [], [1.0, float("nan")]:
         with pytest.raises(ValueError, match=r"^losses must be finite numbers, one for each step"):

@@ -128,7 +128,7 @@ def _mosaic(windows: np.ndarray) -> np.ndarray:
     if windows.ndim == 4:
         windows = np.concatenate(list(np.moveaxis(windows, 1, 0)), axis=2)
     channels, height, width = windows.shape
-    across = math.ceil(math.sqrt(channels * height / width))
+    across = channels if channels <= 3 else math.ceil(math.sqrt(channels * height / width))
     down = -(-channels // across)
     picture = np.full((down * (height + 1) - 1, across * (width + 1) - 1), np.nan)
     for n, window in enumerate(windows):

@@ -40,7 +40,7 @@ def loss(
         >>> axes.get_lines()[0].get_ydata().tolist()
         [2.3, 1.9, 1.2, 0.8]
     """
-    raw = np.array([float(each) for each in losses])
+    raw = np.array([each.item() if isinstance(each, Tensor) else float(each) for each in losses])
     if not len(raw) or not np.isfinite(raw).all():
         raise ValueError(f"losses must be finite numbers, one for each step, got {shown(losses)}.")
     marks = [] if history is None else [record.step for record in checked_records(history)]
