@@ -42,6 +42,12 @@ def test_turnover_draws_what_survived_where_the_record_tells():
     assert tuple(a.get_color()) == tuple(a_survived.get_color())
 
 
+def test_where_nothing_survived_the_line_is_at_zero():
+    records = [record(1, a=layer_record(0.3, 0.0, 0.1)), record(2, a=layer_record(0.3, 0.5, 0.1))]
+    _, survived = plot.turnover(records).get_lines()
+    assert points(survived) == {1: 0, 2: 50}
+
+
 def test_nothing_is_cut_off():
     for draw in plot.turnover, plot.explored, plot.degrees:
         axes = draw(history())
