@@ -34,8 +34,8 @@ lint: .venv/installed
 
 docs: .venv/docs
 	rm -rf docs/_build
-	$(BIN)/python -m sphinx -n -W --keep-going -q docs docs/_build
-	@echo "docs/_build/index.html"
+	$(BIN)/python -m sphinx -n -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --editable '.[docs]'

@@ -1,4 +1,9 @@
-"""How Sphinx builds these pages: `make docs`. What it cannot resolve is an error."""
+"""How Sphinx builds these pages: `make docs`, which fails at every warning."""
+
+import re
+
+from pygments.lexers import TextLexer
+from sphinx.highlighting import lexers
 
 import sparsify
 
@@ -12,12 +17,44 @@ html_theme = "furo"
 html_title = f"sparsify {version}"
 html_extra_path = ["llms.txt"]
 
-nb_execution_mode = "off"  # notebooks are stored with their outputs, which tests/test_notebooks.py makes anew
+nb_execution_mode = "off"  # notebooks are stored with their outputs; tests/test_notebooks.py runs them
 myst_heading_anchors = 4
+lexers["mermaid"] = TextLexer()  # GitHub draws it; here it is shown as it is written
+
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "separated"
-napoleon_google_docstring = True
+napoleon_custom_sections = ["Shape"]
 default_role = "code"
-nitpick_ignore_regex = [("py:.*", ".*")]  # of names that are given without a package, as Raises and bases are
-suppress_warnings = ["myst.xref_missing"]
+nitpick_ignore_regex = [("py:.*", ".*")]  # bases and exceptions of PyTorch and Python, whose pages are elsewhere
+
+
+def as_written(app, what, name, object, options, lines):
+    """Docstrings are plain text: only backticks mean something in it, and lines of `name: text` are a list."""
+    entry, is_listed, is_example = re.compile(r"[a-z_]\w*(, [a-z_]\w*)*: "), False, False
+    found = []
+    for line in lines:
+        is_example = line.lstrip().startswith(">>>") or (is_example and bool(line.strip()))
+        if not is_example:
+            parts = re.split(r"(`[^`]*`)", line)
+            line = "".join(part if part.startswith("`") else re.sub(r"([*|])", r"\\\1", part) for part in parts)
+        if entry.match(line):
+            found += [] if is_listed else [""]
+            is_listed, line = True, "- " + line
+        elif is_listed:
+            is_listed = line.startswith("    ")
+            line = line[2:] if is_listed else line
+        found.append(line)
+    lines[:] = found
+
+
+def without_links_out(app, docname, source):
+    """The README and CONTRIBUTING are no pages here: what pages link to beside docs/ is named."""
+    if "/" not in docname:
+        source[0] = re.sub(r"\[([^]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2` in the repository)", source[0])
+
+
+def setup(app):
+    """Both come before what Sphinx and napoleon make of the text."""
+    app.connect("autodoc-process-docstring", as_written, priority=100)
+    app.connect("source-read", without_links_out)
