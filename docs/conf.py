@@ -23,7 +23,6 @@ lexers["mermaid"] = TextLexer()  # GitHub draws it; here it is shown as it is wr
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
 napoleon_custom_sections = ["Shape"]
 default_role = "code"
 nitpick_ignore_regex = [("py:.*", ".*")]  # bases and exceptions of PyTorch and Python, whose pages are elsewhere
@@ -48,6 +47,12 @@ def as_written(app, what, name, object, options, lines):
     lines[:] = found
 
 
+def plainly(app, what, name, object, options, signature, returned):
+    """Defaults by their names: `nn.Linear` and `erdos_renyi`."""
+    signature = re.sub(r"<class 'torch\.nn\.[\w.]+\.(\w+)'>", r"nn.\1", signature or "")
+    return re.sub(r"<function (\w+)>", r"\1", signature).replace(", )", ",)") or None, returned
+
+
 def without_links_out(app, docname, source):
     """The README and CONTRIBUTING are no pages here: what pages link to beside docs/ is named."""
     if "/" not in docname:
@@ -55,6 +60,7 @@ def without_links_out(app, docname, source):
 
 
 def setup(app):
-    """Both come before what Sphinx and napoleon make of the text."""
+    """All of it comes before what napoleon and Sphinx make of the text."""
     app.connect("autodoc-process-docstring", as_written, priority=100)
+    app.connect("autodoc-process-signature", plainly)
     app.connect("source-read", without_links_out)
