@@ -7,7 +7,9 @@ and so do the examples in its docstrings.
 
 import copy
 import doctest
+import os
 import re
+import subprocess
 import sys
 from contextlib import ExitStack
 from importlib import import_module
@@ -224,3 +226,13 @@ def test_what_it_works_with_is_proved_by_tests():
     )[1:]
     assert len(rows) > 30
     assert [row for row in rows if not re.search(r"`test_\w+\.py::test_\w+` \|$", row)] == []
+
+
+def test_the_program_of_several_processes_runs(tmp_path):
+    (program,) = re.findall(r"<!-- not run: [^\n]+ -->\n```python\n(.*?)```", PAGES["distributed.md"], flags=re.DOTALL)
+    (tmp_path / "program.py").write_text(program.replace("range(1000)", "range(3)"))
+    (command,) = re.findall(r"```\n(torchrun .* program\.py)\n```", PAGES["distributed.md"])
+    words = [sys.executable, "-m", "torch.distributed.run", *command.split()[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
