@@ -1,4 +1,5 @@
-"""Every message of an error or a warning is explained in docs/troubleshooting.md, or in docs/rules.md.
+"""Every message of an error or a warning is explained in docs/troubleshooting.md, or in docs/rules.md; and every reason
+why a layer stays dense.
 
 The source is walked: of each message its beginning counts, the words before its first placeholder and before ", got",
 or, where it begins with a placeholder, the first words after that.
@@ -19,11 +20,11 @@ TREES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py
 EXPLAINED = " ".join(
     "\n".join((ROOT / "docs" / page).read_text() for page in ("troubleshooting.md", "rules.md")).split()
 )
-RAISED = {name for name in vars(builtins) if name.endswith(("Error", "Warning"))}
+RAISED = {name for name in vars(builtins) if name.endswith(("Error", "Warning"))} | {"Reason"}
 WARNING = {"warn", "warnings.warn"}
 
 PUT_TOGETHER = {
-    "conversion/decision.py": "the texts of refusals.py, which have a row each",
+    "conversion/eligibility.py": "a reason that is given somewhere else in it",
     "conversion/examples.py": "what the model itself has raised",
     "evolution/layer_view.py": "an AttributeError with the attribute's name alone, for hasattr",
     "layers/checkpoint.py": "another error, after the key's name",
@@ -35,6 +36,10 @@ PUT_TOGETHER = {
     "written.py": "an option that is no argument, and what it is called here",
 }
 """Modules in which a message has no beginning that the source shows, and what it is then."""
+
+
+REASONS = {"eligibility", "adapters", "inventory"}
+"""Modules of `conversion` whose functions give reasons why a layer stays dense."""
 
 
 @cache
@@ -58,6 +63,11 @@ def texts(tree, node, depth=0):
     match node:
         case ast.Constant(str(text)):
             return [[text]]
+        case ast.Dict(_, values):
+            return [said for value in values for said in texts(tree, value, depth)]
+        case ast.Call(ast.Attribute(ast.Subscript(ast.Name(name)) | ast.Name(name), "format")):  # "{name} ...".format()
+            known = assigned.get(name, [])
+            return [re.split(r"\{[^}]*\}", said[0]) for home, value in known for said in texts(home, value) if said[0]]
         case ast.JoinedStr(values):
             return [[value.value if isinstance(value, ast.Constant) else None for value in values]]
         case ast.BinOp(left, ast.Add(), right):
@@ -85,15 +95,24 @@ def beginning(pieces):
     return ""
 
 
+def said_in(path, node):
+    """The expression of a message or a reason that a node of the tree says, or None; of `refused(...)` the rule."""
+    if isinstance(node, ast.Return) and path.stem in REASONS:
+        return node.value
+    if isinstance(node, ast.Call) and node.args:
+        name = ast.unparse(node.func)
+        return node.args[1] if name == "refused" else node.args[0] if name in RAISED | WARNING else None
+    return None
+
+
 def messages():
-    """(module, line, beginning) of each message; of `refused(key, rule, got)` the rule."""
+    """(module, line, beginning) of each message, and of each reason that has words."""
     for path, tree in TREES.items():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and node.args:
-                name = ast.unparse(node.func)
-                said = node.args[1] if name == "refused" else node.args[0] if name in RAISED | WARNING else None
-                for pieces in [] if said is None else texts(tree, said):
-                    yield str(path.relative_to(SOURCE)), node.lineno, beginning(pieces)
+            said = said_in(path, node)
+            for words in [] if said is None else map(beginning, texts(tree, said)):
+                if words or isinstance(node, ast.Call):
+                    yield str(path.relative_to(SOURCE)), node.lineno, words
 
 
 MESSAGES = sorted({said: f"{module}:{line}" for module, line, said in messages() if said}.items())
@@ -114,6 +133,8 @@ def test_messages_are_found():
         "model must be the one that sparsify() returned",  # a function's
         "must be a tuple or a list",  # of an entry of a state dict
         "Training goes on for more than twice the",  # a warning
+        "skip must leave a",  # a text with a place for words
+        "its weight has gradient hooks",  # a reason
     ):
         assert said in found
 
