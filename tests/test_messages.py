@@ -66,7 +66,7 @@ def texts(tree, node, depth=0):
         case ast.Dict(_, values):
             return [said for value in values for said in texts(tree, value, depth)]
         case ast.Call(ast.Attribute(ast.Subscript(ast.Name(name)) | ast.Name(name), "format")):  # "{name} ...".format()
-            known = assigned.get(name, [])
+            known = [(home, value) for home, value in assigned.get(name, []) if home is tree or name.isupper()]
             return [re.split(r"\{[^}]*\}", said[0]) for home, value in known for said in texts(home, value) if said[0]]
         case ast.JoinedStr(values):
             return [[value.value if isinstance(value, ast.Constant) else None for value in values]]
