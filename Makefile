@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help mnist test interruptions sanitize lint bench wheel try-wheel clean
+.PHONY: help mnist test interruptions sanitize lint docs bench wheel try-wheel clean
 help:
 	@echo "make mnist      train a sparse network on MNIST (real data: DATA=folder or \$$SPARSIFY_DATA)"
 	@echo "make test       the test suite"
 	@echo "make interruptions  fail at every line, operator and allocation of an evolution (hours)"
 	@echo "make sanitize   test the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation, in docs/_build"
 	@echo "make bench      time layers, training steps and evolution beside other libraries"
 	@echo "make wheel      dist/*.whl, one for every Python of this platform"
 	@echo "make try-wheel  install it in an empty environment (TORCH=torch==2.13.0 chooses) and train"
@@ -31,6 +32,15 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx -n -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --editable '.[docs]'
+	touch $@
+
 bench: .venv/rivals
 	$(BIN)/python examples/benchmark.py
 
@@ -50,4 +60,4 @@ try-wheel: wheel
 	@PYTHON=$(PYTHON) sh .ci/install
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

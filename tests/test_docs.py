@@ -7,7 +7,9 @@ and so do the examples in its docstrings.
 
 import copy
 import doctest
+import os
 import re
+import subprocess
 import sys
 from contextlib import ExitStack
 from importlib import import_module
@@ -21,8 +23,10 @@ from torch import nn
 from sparsify import SET, densify, kernels, plan, sparsify
 from sparsify._src.kernels import dispatch
 from tests.kernels import test_kernels
+from tests.support.marks import needs_native
 from tests.test_docstrings import READERS
 from tests.test_house import FOLDERS
+from tests.test_readme import as_on_a_xeon
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -92,6 +96,12 @@ def check_examples(value, name, namespace):
     assert not said, "".join(said)
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch.onnx's own
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # fvcore's own, and torch.jit's
+@pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated:DeprecationWarning")  # thop's own
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # PEFT's with Transformers
 @pytest.mark.parametrize("page", PAGES)
 def test_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -187,3 +197,42 @@ def test_pre_commit_runs_what_make_lint_runs():
     lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1]
     hooks = re.findall(r"entry: ([^,]+),", (ROOT / ".pre-commit-config.yaml").read_text())
     assert hooks == [line.strip().replace("$(BIN)", ".venv/bin") for line in lint.splitlines()]
+
+
+def test_the_algorithm_of_the_rules_evolves():
+    namespace = {}
+    exec(compile(next(snippets(PAGES["rules.md"])), "rules.md", "exec"), namespace)
+    net, sgd = namespace["net"], namespace["sgd"]
+    for _ in range(200):
+        sgd.zero_grad()
+        net(torch.randn(4, 784)).square().mean().backward()
+        sgd.step()
+    assert sgd.history[-1].grown["0"] > 1000
+
+
+@needs_native
+def test_the_tables_of_a_plan_are_what_is_printed(monkeypatch, capsys):
+    as_on_a_xeon(monkeypatch)
+    with ExitStack() as stack:
+        run("worth-it.md", stack)
+    tables = re.findall(r"```\n(layer .*?)```", PAGES["worth-it.md"], flags=re.DOTALL)
+    assert len(tables) == 2
+    assert capsys.readouterr().out.startswith("".join(tables))
+
+
+def test_what_it_works_with_is_proved_by_tests():
+    rows = re.findall(
+        r"^\| [^|-].* \|$", PAGES["compatibility.md"].partition("\n## Which torch")[0], flags=re.MULTILINE
+    )[1:]
+    assert len(rows) > 30
+    assert [row for row in rows if not re.search(r"`test_\w+\.py::test_\w+` \|$", row)] == []
+
+
+def test_the_program_of_several_processes_runs(tmp_path):
+    (program,) = re.findall(r"<!-- not run: [^\n]+ -->\n```python\n(.*?)```", PAGES["distributed.md"], flags=re.DOTALL)
+    (tmp_path / "program.py").write_text(program.replace("range(1000)", "range(3)"))
+    (command,) = re.findall(r"```\n(torchrun .* program\.py)\n```", PAGES["distributed.md"])
+    words = [sys.executable, "-m", "torch.distributed.run", *command.split()[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

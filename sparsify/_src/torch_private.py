@@ -25,7 +25,7 @@ def _of_torch(path: str) -> Any:
         if not hasattr(found, name):
             raise ImportError(
                 f"torch must have torch.{path}, got torch {torch.__version__} without it. Install a release that "
-                "sparsify's README names, and report this."
+                "docs/compatibility.md names, and report this."
             )
         found = getattr(found, name)
     return found

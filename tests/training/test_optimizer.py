@@ -42,6 +42,7 @@ def test_it_is_the_optimizer_it_wraps():
     assert optimizer.__wrapped__.param_groups[0]["lr"] == 0.5
     assert "Adam" in repr(optimizer)
     assert "2 sparse layers" in repr(optimizer)
+    assert str(optimizer) == repr(optimizer)
 
 
 def test_evolution_comes_on_schedule_and_history_tells_what_it_did():

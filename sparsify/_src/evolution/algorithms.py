@@ -114,8 +114,8 @@ class GMP(Evolution):
 class GraNet(Evolution):
     """RigL that begins denser: prunes along a cubic from `start_density` to the target, and evolves all the while.
 
-    The most accurate algorithm of those measured for the README, at the price of a denser beginning. A layer that does
-    not train catches up with pruning as under `GMP`.
+    The most accurate algorithm of those measured (docs/accuracy.md), at the price of a denser beginning. A layer that
+    does not train catches up with pruning as under `GMP`.
 
     Args:
         interval: in optimizer steps.

@@ -19,7 +19,7 @@ from sparsify._src.written import Shown, as_typed
 Interval = int | Callable[[int], bool] | Literal["auto"] | None
 
 FRACTION = 0.3
-"""The drop fraction where the user gives none. See the README, "SET's defaults"."""
+"""The drop fraction where the user gives none. See docs/accuracy.md, "How SET's defaults were chosen"."""
 
 EVOLUTIONS = 20
 """How many evolutions there are at least, in a training that has as many steps."""
@@ -33,9 +33,9 @@ class Evolution(metaclass=Shown):
     """Drop `drop_fraction` of the connections and grow as many, after each optimizer step that is due.
 
     Any algorithm is one of these: a drop rule that scores connections, a scope that counts how many of the lowest go, a
-    growth rule and schedules. All are plain functions, or frozen dataclasses that are called like them; see README, "An
-    algorithm of your own". Algorithms are such dataclasses, too: compare them with ==, print, pickle and copy them, and
-    change one by `dataclasses.replace(algorithm, interval=50)`. Their options are given by name.
+    growth rule and schedules. All are plain functions, or frozen dataclasses that are called like them; see
+    docs/rules.md. Algorithms are such dataclasses, too: compare them with ==, print, pickle and copy them, and change
+    one by `dataclasses.replace(algorithm, interval=50)`. Their options are given by name.
 
     What the user leaves open follows from how long training takes: `sparsify(..., steps=...)`, see `for_steps`.
 

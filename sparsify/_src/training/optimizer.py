@@ -238,6 +238,8 @@ class SparseOptimizer(wrapt.ObjectProxy, metaclass=Shown):  # type: ignore[type-
     def __repr__(self) -> str:
         return f"{self.__wrapped__!r}\n{self._self_evolver.remarks.summary}"
 
+    __str__ = __repr__  # the proxy's is that of the wrapped optimizer
+
 
 def _rebuild(evolver: Evolver) -> SparseOptimizer:
     optimizer = evolver.optimizers.optimizer
