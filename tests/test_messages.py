@@ -30,8 +30,8 @@ PUT_TOGETHER = {
     "layers/checkpoint.py": "another error, after the key's name",
     "layers/loading.py": "several errors",
     "ready_made.py": "an argument and a kind of rule",
-    "training/explored.py": "a key and a rule: `refused`, whose rules are looked at",
     "training/following.py": "another error",
+    "training/saved.py": "a key and a rule: `refused`, whose rules are looked at",
     "warning.py": "what `warn` is told",
     "written.py": "an option that is no argument, and what it is called here",
 }
