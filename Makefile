@@ -32,14 +32,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/docs
+docs: .venv/installed
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx -n -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
-
-.venv/docs: .venv/installed
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --editable '.[docs]'
-	touch $@
 
 bench: .venv/rivals
 	$(BIN)/python examples/benchmark.py
