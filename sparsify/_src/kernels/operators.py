@@ -31,35 +31,22 @@ def _forward(
     return computing.forward(kernel_for(values), input, values, bias, indices, window)
 
 
-@torch.library.custom_op("sparsify::linear", mutates_args=())
-def linear(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    ccol: Tensor,
-    csc_row: Tensor,
-    csc_order: Tensor,
-) -> Tensor:
+_INDICES = "Tensor crow, Tensor col, Tensor ccol, Tensor csc_row, Tensor csc_order"
+_FORWARD = f"(Tensor input, Tensor values, Tensor? bias, {_INDICES}{{}}) -> Tensor"
+"""Schemas are written out: what torch reads of annotations differs from release to release."""
+
+
+@torch.library.custom_op("sparsify::linear", mutates_args=(), schema=_FORWARD.format(""))
+def linear(input: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
     """`input @ weight.T + bias`."""
-    return _forward(input, values, bias, (crow, col, ccol, csc_row, csc_order), None)
+    return _forward(input, values, bias, index, None)
 
 
-@torch.library.custom_op("sparsify::convolution", mutates_args=())
-def convolution(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    ccol: Tensor,
-    csc_row: Tensor,
-    csc_order: Tensor,
-    window: Sequence[int],
-) -> Tensor:
-    """The convolution; `window` are the numbers of a `Window`."""
-    return _forward(input, values, bias, (crow, col, ccol, csc_row, csc_order), Window.of(window))
+@torch.library.custom_op("sparsify::convolution", mutates_args=(), schema=_FORWARD.format(", int[] window"))
+def convolution(input: Tensor, values: Tensor, bias: Tensor | None, *index_and_window: Any) -> Tensor:
+    """The convolution; the window is the numbers of a `Window`."""
+    *index, numbers = index_and_window
+    return _forward(input, values, bias, index, Window.of(numbers))
 
 
 def product(
@@ -118,10 +105,7 @@ def _backward(
     return of_input, of_values, of_bias
 
 
-_BACKWARD = (
-    "(Tensor grad, Tensor input, Tensor values, Tensor crow, Tensor col, Tensor ccol, Tensor csc_row, "
-    "Tensor csc_order, bool[] needs{}) -> (Tensor, Tensor, Tensor)"  # torch 2.5 cannot read list[bool]
-)
+_BACKWARD = f"(Tensor grad, Tensor input, Tensor values, {_INDICES}, bool[] needs{{}}) -> (Tensor, Tensor, Tensor)"
 
 
 @torch.library.custom_op("sparsify::linear_backward", mutates_args=(), schema=_BACKWARD.format(""))

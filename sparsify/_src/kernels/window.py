@@ -80,9 +80,10 @@ class Window(NamedTuple):
 
     def out_size(self, size: Sequence[Any]) -> tuple[Any, ...]:
         """The dimensions of the output, of an input with these."""
+        each = zip(size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
         return tuple(
             (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for length, kernel, stride, padding, dilation in zip(size, *self[:4], strict=True)
+            for length, kernel, stride, padding, dilation in each
         )
 
     def dense(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
