@@ -153,6 +153,44 @@ def resnet18() -> nn.Module:
     return nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
+def _training(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, density: float | None) -> Callable[[], None]:
+    """A step of SGD with momentum; None leaves the model dense."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    if density is not None:
+        model, optimizer = sparsify(model, optimizer, density, kinds=(nn.Linear, nn.Conv2d), steps=10_000)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+    return run
+
+
+KINDS = {
+    "sparse layers": ("_Product",),
+    "batch norm": ("batch_norm", "BatchNorm"),
+    "ReLU": ("clamp_min", "threshold_backward"),
+    "layers left dense": ("convolution", "addmm"),
+}
+"""What of a step takes time, and what of it PyTorch's profiler calls."""
+
+
+def where_it_goes(density: float = 0.05, images: int = 64) -> Table:
+    """Shares of the time of a sparse training step of ResNet-18, by PyTorch's profiler."""
+    run = _training(resnet18(), torch.randn(images, 3, 32, 32), torch.randint(10, (images,)), density)
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        for _ in range(3):
+            run()
+    times = {each.key: each.self_cpu_time_total for each in profiled.key_averages()}
+    table = Table("part", "share", title=f"where a step of ResNet-18 at density {density:g} goes")
+    for kind, words in KINDS.items():
+        own = sum(ms for key, ms in times.items() if any(word in key for word in words))
+        table.add_row(kind, f"{own / sum(times.values()):.0%}")
+    return table
+
+
 def whole_step(seconds: float, medians: Medians, images: int = 64) -> Table:
     """A training step of ResNet-18 on images of 32 x 32, SGD with momentum: dense in both formats, and sparse."""
     table = Table(
@@ -164,27 +202,14 @@ def whole_step(seconds: float, medians: Medians, images: int = 64) -> Table:
         title=f"training step of ResNet-18, {images} images",
     )
     x, labels = torch.randn(images, 3, 32, 32), torch.randint(10, (images,))
-
-    def training(model: nn.Module, x: torch.Tensor, density: float | None) -> Callable[[], None]:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        if density is not None:
-            model, optimizer = sparsify(model, optimizer, density, kinds=(nn.Linear, nn.Conv2d), steps=10_000)
-
-        def run() -> None:
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), labels).backward()
-            optimizer.step()
-
-        return run
-
     dense = resnet18()
     turned = copy.deepcopy(dense).to(memory_format=torch.channels_last)
     last = x.contiguous(memory_format=torch.channels_last)
     for density in DENSITIES:
         variants = {
-            "dense": training(dense, x, None),
-            "turned": training(turned, last, None),
-            "sparse": training(resnet18(), x, density),
+            "dense": _training(dense, x, labels, None),
+            "turned": _training(turned, last, labels, None),
+            "sparse": _training(resnet18(), x, labels, density),
         }
         found = medians(variants, seconds)
         best = min(found["dense"], found["turned"])
@@ -199,4 +224,5 @@ def tables(vendor: str, seconds: float, medians: Medians) -> list[Callable[[], T
         partial(layers, vendor, seconds, medians),
         partial(single_image, seconds, medians),
         partial(whole_step, seconds, medians),
+        where_it_goes,
     ]
