@@ -108,6 +108,25 @@ def test_images_in_every_number_whose_rows_are_longer_than_vectors(batch, dtype,
         check_against_dense(case, dtype)
 
 
+POINTWISE = {"as they are": 0.05, "packed": 1.0}
+"""How images are computed with by windows of one tap, as a rule, at a density."""
+
+
+@needs_native
+@pytest.mark.parametrize("density", POINTWISE.values(), ids=POINTWISE)
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", [(1, 3), (2, 4), (4, 4), (1, 17), (7, 7), (8, 8), (1, 113), (14, 14), (16, 24)])
+def test_windows_of_one_tap_over_images_of_every_size(size, level, dtype, density, monkeypatch):
+    monkeypatch.setattr(kernels.native, "LEVEL", level)
+    monkeypatch.setattr(library, "ENOUGH", 0)
+    for groups, batch, threads in (1, 1, 1), (1, 17, 2), (2, 18, 3), (3, 21, 2):
+        channels = 4 * groups, 5 * groups
+        case = Case(2, channels, (1, 1), density, (1, 1), (0, 0), (1, 1), groups, True, size, batch)
+        for wanted in (True, True, True), (True, False, True), (False, True, False):
+            with_threads(threads, lambda: check_against_dense(case, dtype, wanted))  # noqa: B023
+
+
 @needs_native
 @settings(deadline=None, max_examples=20)
 @given(case=cases(batches=st.integers(1, 40)), level=st.sampled_from(LEVELS))

@@ -7,7 +7,11 @@
 // Panels. `width` images at a time, or what is left of the batch, are packed into a panel: (channel, place, lane). It
 // has zeros around each image, as many as `padding`, so that a shift never needs to be looked at. Where there are
 // images enough, lanes are images: one vector is one pixel of LANES images, and every load is aligned. Of a few images
-// lanes are neighbouring places: a vector begins at any number (`across` tells: lanes go across images).
+// lanes are neighbouring places: a vector begins at any number.
+//
+// As it is. A window of one tap that neither pads nor skips reads a channel from its first pixel to its last, as it lies
+// in memory. Then nothing is packed where that is faster (`should_stay`): strips go along the pixels of x and y, and the
+// last one of a channel ends with it, so that it has some pixels of the one before once more.
 //
 // Places. With a stride of s, neighbouring outputs read inputs that are s apart. So places are sorted by phase, what is
 // left when a padded coordinate is divided by the stride: phase after phase, each a grid of the quotients. Within one,
@@ -33,9 +37,12 @@
 
 #include "memory.h"
 
+// How images are computed with: packed, and then lanes go across images or along the pixels, or as they are.
+typedef enum { ACROSS, ALONG, AS_IT_IS } layout;
+
 // What follows from the sizes, of the images of one panel.
 typedef struct {
-  bool across;                  // lanes are images
+  layout layout;
   int64_t from, images;         // of the batch
   int64_t taps, ins, outs;      // taps of a window, channels of x and of y
   int64_t in_pixels, out_pixels;
@@ -51,6 +58,7 @@ typedef struct {
   int64_t *at;                  // of each vector of the result: where it begins in a channel of the panel, in numbers
   int32_t *holes, *idle;        // places of a channel of the panel where nothing is packed, and vectors of the result
   int64_t hole_count, idle_count;  // that no pixel has, or where lanes are places, numbers of these
+  void *counted;                // of images as they are: ones in the lanes of the last strip that none before has
 } sizes;
 
 static int64_t of(const int64_t three[3]) { return three[0] * three[1] * three[2]; }
@@ -86,10 +94,16 @@ static int strip_width(int64_t vectors, int most) {
   return best;
 }
 
+// The same of images as they are, where no strip is longer than the pixels.
+static int width_as_it_is(int64_t pixels, int64_t lanes, int most) {
+  const int64_t full = pixels / lanes;
+  return strip_width((pixels + lanes - 1) / lanes, full < most ? (int)full : most);
+}
+
 // Fills `s` but for its arrays; returns how many bytes these need.
-static int64_t measure(const convolution *c, sizes *s, int64_t from, int64_t images, bool across, int lanes, int most) {
-  const bool backward = c->linear.is_backward;
-  *s = (sizes){.across = across, .from = from, .images = images, .lanes = lanes, .taps = of(c->kernel)};
+static int64_t measure(const convolution *c, sizes *s, int64_t from, int64_t images, layout how, int lanes, int most) {
+  const bool backward = c->linear.is_backward, across = how == ACROSS;
+  *s = (sizes){.layout = how, .from = from, .images = images, .lanes = lanes, .taps = of(c->kernel)};
   s->outs = c->linear.out;
   s->ins = c->linear.in / s->taps * c->groups;
   s->in_pixels = of(c->size);
@@ -98,7 +112,7 @@ static int64_t measure(const convolution *c, sizes *s, int64_t from, int64_t ima
   for (int i = 0; i < 3; i++) s->grid[i] = (c->size[i] + 2 * c->padding[i] + c->stride[i] - 1) / c->stride[i];
   s->area = of(s->grid);
   s->unit = across ? lanes : 1;
-  const int64_t copies = across ? 1 : images;  // of the places of one image
+  const int64_t copies = how == ALONG ? images : 1;  // of the places of one image
   s->x_places = s->phases * s->area * copies;
   s->y_places = s->area * copies;
   int64_t furthest = 0;
@@ -111,11 +125,11 @@ static int64_t measure(const convolution *c, sizes *s, int64_t from, int64_t ima
   s->after = 2 * lanes;
   const int64_t pixels = backward ? s->in_pixels : s->out_pixels, sources = backward ? s->out_pixels : s->in_pixels;
   const int64_t runs = backward ? s->phases : 1;
-  const int64_t most_vectors = across ? pixels : images * (runs * ((s->area + lanes - 1) / lanes) + runs);
+  const int64_t most_vectors = across ? pixels : copies * (runs * ((s->area + lanes - 1) / lanes) + runs);
   s->vectors = most_vectors + runs * (most - 1);
   const int64_t places = backward ? s->y_places : s->x_places;
   const int64_t marks = places + s->vectors * (across ? 1 : lanes);  // of which some are holes
-  return (runs + 1 + s->vectors) * 8 + ((pixels + sources) * copies + marks) * 4 + 64;
+  return (runs + 1 + s->vectors) * 8 + ((pixels + sources) * copies + marks) * 4 + most * 64;
 }
 
 static void in_grid(const int64_t size[3], int64_t pixel, int64_t three[3]) {
@@ -134,14 +148,34 @@ static int64_t find_missing(const int32_t *some, int64_t count, int64_t all, int
   return found;
 }
 
+// Lays out the strips of images as they are: they go along the pixels, and the last ends with them.
+static void lay_out_as_it_is(const convolution *c, sizes *s, int most) {
+  const int64_t lanes = s->lanes, bytes = c->linear.real_bytes;
+  s->width = width_as_it_is(s->in_pixels, lanes, most);
+  const int64_t of_strip = s->width * lanes;
+  s->strips = (s->in_pixels + of_strip - 1) / of_strip;
+  s->vectors = s->strips * s->width;
+  s->first_strip[0] = 0;
+  s->first_strip[1] = s->strips;
+  const int64_t again = s->strips * of_strip - s->in_pixels;  // pixels of the last strip that the one before has too
+  for (int64_t v = 0; v < s->vectors; v++) s->at[v] = v * lanes - (v < s->vectors - s->width ? 0 : again);
+  s->counted = s->at + s->vectors;
+  memset(s->counted, 0, again * bytes);
+  memset((char *)s->counted + again * bytes, 255, (of_strip - again) * bytes);
+}
+
 // Fills the arrays of `s` in `memory`.
 static void lay_out(const convolution *c, sizes *s, void *memory, int most) {
-  const bool backward = c->linear.is_backward;
-  const int64_t runs = backward ? s->phases : 1, copies = s->across ? 1 : s->images, lanes = s->lanes;
+  const bool backward = c->linear.is_backward, across = s->layout == ACROSS;
+  const int64_t runs = backward ? s->phases : 1, copies = across ? 1 : s->images, lanes = s->lanes;
   const int64_t pixels = backward ? s->in_pixels : s->out_pixels, sources = backward ? s->out_pixels : s->in_pixels;
   const int64_t *result = backward ? c->size : c->out_size, *source = backward ? c->out_size : c->size;
   s->first_strip = memory;
   s->at = s->first_strip + runs + 1;
+  if (s->layout == AS_IT_IS) {
+    lay_out_as_it_is(c, s, most);
+    return;
+  }
   s->source_at = (int32_t *)(s->at + s->vectors);
   s->result_at = s->source_at + sources * copies;
   for (int64_t p = 0; p < sources; p++) {
@@ -184,7 +218,7 @@ static void lay_out(const convolution *c, sizes *s, void *memory, int most) {
       const int64_t length = !of(count) ? 0
                                         : place(s->grid, lowest[0] + count[0] - 1, lowest[1] + count[1] - 1,
                                                 lowest[2] + count[2] - 1) - start + 1;
-      const int64_t each = s->across ? of(count) : (length + lanes - 1) / lanes;  // vectors of an image, or of all
+      const int64_t each = across ? of(count) : (length + lanes - 1) / lanes;  // vectors of an image, or of all
       if (pass) {
         for (int64_t z = 0, n = 0; z < count[0]; z++)
           for (int64_t y = 0; y < count[1]; y++)
@@ -194,14 +228,14 @@ static void lay_out(const convolution *c, sizes *s, void *memory, int most) {
               if (backward)
                 for (int i = 0; i < 3; i++) q[i] = q[i] * c->stride[i] + r[i] - c->padding[i];
               const int64_t pixel = place(result, q[0], q[1], q[2]);
-              if (s->across) {
+              if (across) {
                 s->at[v + n] = here * s->unit;
                 s->result_at[pixel] = (int32_t)(v + n);
               } else
                 for (int64_t i = 0; i < copies; i++)
                   s->result_at[i * pixels + pixel] = (int32_t)((v + i * each) * lanes + here - start);
             }
-        if (!s->across)
+        if (!across)
           for (int64_t i = 0; i < copies; i++)
             for (int64_t n = 0; n < each; n++)
               s->at[v + i * each + n] = start + n * lanes + i * (backward ? 1 : s->phases) * s->area;
@@ -218,13 +252,26 @@ static void lay_out(const convolution *c, sizes *s, void *memory, int most) {
     if (pass) {
       s->first_strip[runs] = s->strips = strips;
       s->vectors = v;
-      const int64_t places = backward ? s->y_places : s->x_places, numbers = s->across ? v : v * lanes;
+      const int64_t places = backward ? s->y_places : s->x_places, numbers = across ? v : v * lanes;
       s->holes = s->result_at + pixels * copies;
       s->hole_count = find_missing(s->source_at, sources * copies, places, s->holes);
       s->idle = s->holes + places;
       s->idle_count = find_missing(s->result_at, pixels * copies, numbers, s->idle);
     } else s->width = strip_width((total + runs - 1) / runs, most);
   }
+}
+
+// Waits for all threads, and tells whether the status of one is an error.
+static bool anybody_failed(scratch *common, int status) {
+  int failed;
+  if (status) {
+#pragma omp atomic write
+    common->failed = 1;
+  }
+#pragma omp barrier
+#pragma omp atomic read
+  failed = common->failed;
+  return failed;
 }
 
 // The first of the sorted numbers starts[column * step], column <= columns, that reaches `wanted`: where a share begins.
@@ -256,16 +303,37 @@ static int64_t share_begins(const void *starts, int bytes, int64_t columns, int6
 // For library.py, to compare with that of its own declaration.
 int64_t sparsify_convolution_size(void) { return sizeof(convolution); }
 
-int sparsify_convolution(const convolution *c) {
-  static int (*const forms[2][LEVELS])(const convolution *, int64_t, int64_t, bool) = {FORMS(float), FORMS(double)};
+// Whether images can be computed with as they are: each connection reads all pixels of a channel one after the other.
+static bool can_stay(const convolution *c, int64_t lanes) {
+  return of(c->kernel) == 1 && of(c->stride) == 1 && !c->padding[0] && !c->padding[1] && !c->padding[2] &&
+         of(c->size) >= lanes;
+}
+
+// Whether that is faster than to pack them LANES at a time, by what was measured. To pack or unpack a number takes as long
+// as .9 vectors; each strip takes two vectors more, and a vector that is not aligned is two forward, and 1.5 backward.
+static bool should_stay(const convolution *c, int64_t lanes, int most) {
   const product *p = &c->linear;
-  const int lanes = (p->level == 2 ? 64 : p->level == 1 ? 32 : 16) / p->real_bytes;
+  const int64_t pixels = of(c->size), width = width_as_it_is(pixels, lanes, most), of_strip = width * lanes;
+  const double unaligned = pixels % lanes == 0 ? 1 : p->is_backward ? 1.5 : 2;
+  const double vectors = unaligned * (double)((pixels + of_strip - 1) / of_strip) * (width + 2) * most / (most + 2);
+  const double numbers = ((1. + p->is_backward) * p->in * c->groups + p->out) * pixels;
+  return p->nnz * (vectors - (double)pixels / lanes) < .9 * numbers;
+}
+
+int sparsify_convolution(const convolution *c) {
+  typedef int form(const convolution *, int64_t from, int64_t images, layout);
+  static form *const forms[2][LEVELS] = {FORMS(float), FORMS(double)};
+  const product *p = &c->linear;
+  const int64_t lanes = (p->level == 2 ? 64 : p->level == 1 ? 32 : 16) / p->real_bytes;
+  form *run = forms[p->real_bytes == 8][p->level];
+  const layout small = can_stay(c, lanes) ? AS_IT_IS : ALONG;  // of a few images
   int64_t full = p->batch / lanes * lanes;  // images of which a vector holds one pixel each
   if ((p->batch - full) * 2 > lanes) full = p->batch;
-  indices_hold();
+  if (small == AS_IT_IS && should_stay(c, lanes, p->level == 2 ? 8 : 4)) full = 0;
   int status = DONE;
-  if (full) status = forms[p->real_bytes == 8][p->level](c, 0, full, true);
-  if (full < p->batch && status == DONE) status = forms[p->real_bytes == 8][p->level](c, full, p->batch - full, false);
+  indices_hold();
+  if (full) status = run(c, 0, full, ACROSS);
+  if (full < p->batch && status == DONE) status = run(c, full, p->batch - full, small);
   indices_release();
   return status;
 }

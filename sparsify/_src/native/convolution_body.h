@@ -17,12 +17,12 @@
 #include "vectors_body.h"
 
 // x[from..from + images][channel][pixel] -> panel[at[pixel]], for one channel. `total`, if there, gets the sum of all.
-static void NAME(pack_channel)(const sizes *s, const REAL *restrict x, int64_t channels, int64_t channel,
-                               int64_t pixels, const int32_t *restrict at, REAL *restrict panel, REAL *total) {
+static void NAME(pack)(const sizes *s, const REAL *restrict x, int64_t channels, int64_t channel, int64_t pixels,
+                       const int32_t *restrict at, REAL *restrict panel, REAL *total) {
   const int64_t between = channels * pixels;  // from one image to the next
   const REAL *first = x + s->from * between + channel * pixels;
   REAL sum = 0;
-  if (!s->across) {
+  if (s->layout == ALONG) {
     for (int64_t i = 0; i < s->images; i++, at += pixels)
       for (int64_t p = 0; p < pixels; p++) panel[at[p]] = first[i * between + p];
     if (total)
@@ -56,11 +56,11 @@ static void NAME(pack_channel)(const sizes *s, const REAL *restrict x, int64_t c
 }
 
 // panel[at[pixel]] -> y[from..from + images][channel][pixel]
-static void NAME(unpack_channel)(const sizes *s, const REAL *restrict panel, const int32_t *restrict at,
-                                 REAL *restrict y, int64_t channels, int64_t channel, int64_t pixels) {
+static void NAME(unpack)(const sizes *s, const REAL *restrict panel, const int32_t *restrict at, REAL *restrict y,
+                         int64_t channels, int64_t channel, int64_t pixels) {
   const int64_t between = channels * pixels;
   REAL *first = y + s->from * between + channel * pixels;
-  if (!s->across) {
+  if (s->layout == ALONG) {
     for (int64_t i = 0; i < s->images; i++, at += pixels)
       for (int64_t p = 0; p < pixels; p++) first[i * between + p] = panel[at[p]];
     return;
@@ -83,15 +83,29 @@ static void NAME(unpack_channel)(const sizes *s, const REAL *restrict panel, con
   }
 }
 
+// The sum of a channel in all images.
+static REAL NAME(total)(const sizes *s, const REAL *restrict x, int64_t channels, int64_t channel, int64_t pixels) {
+  VECTOR sums = {0};
+  REAL sum = 0;
+  for (int64_t i = 0; i < s->images; i++) {
+    const REAL *first = x + ((s->from + i) * channels + channel) * pixels;
+    int64_t p = 0;
+    for (; p + LANES <= pixels; p += LANES) sums += *(const VECTOR *)(first + p);
+    for (; p < pixels; p++) sum += first[p];
+  }
+  for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
+  return sum;
+}
+
 // Zeros at these places of a channel.
 static void NAME(clear)(const sizes *s, REAL *restrict channel, const int32_t *restrict places, int64_t count) {
-  if (s->across)
+  if (s->layout == ACROSS)
     for (int64_t i = 0; i < count; i++) *(VECTOR *)(channel + (int64_t)places[i] * LANES) = (VECTOR){0};
   else
     for (int64_t i = 0; i < count; i++) channel[places[i]] = 0;
 }
 
-// What threads share of a panel and what is made of it.
+// What one thread makes of a panel.
 typedef struct {
   const convolution *c;
   const sizes *s;
@@ -99,10 +113,18 @@ typedef struct {
   const int32_t *offsets;  // of each connection that is met, in places
   const int64_t *begins;   // of each row, or of each phase and channel of a share: its first connection; one more
   const REAL *weights;     // of each connection that is met
-  REAL *sums, *x;          // (row, vector, lane) of the result, and of x backward
+  REAL *sums;              // of the rows, or of the channels of a share: packed, or in the result itself
+  const REAL *x;           // backward, laid out as `sums` is
   REAL *found;             // backward, of each connection that is met: the gradient of its value
-  int64_t channels;        // backward, of the share
+  int64_t row, group;      // in `sums` and x: numbers from a row to the next, and backward from a group's first row to the
+                           // next group's
+  int64_t channels;        // backward, of each group in the share
 } NAME(job);
+
+// Where a strip begins in each row of the sums.
+INLINE int64_t NAME(in_row)(const sizes *s, int64_t strip, const int vectors) {
+  return s->layout == AS_IT_IS ? s->at[strip * vectors] : strip * vectors * LANES;
+}
 
 // One strip of the rows first..last, forward.
 INLINE void NAME(forward)(const NAME(job) *j, int64_t strip, int64_t first, int64_t last, const int vectors) {
@@ -112,7 +134,8 @@ INLINE void NAME(forward)(const NAME(job) *j, int64_t strip, int64_t first, int6
   const REAL *restrict bias = j->c->linear.bias;
   int64_t at[8];
   UNROLL for (int i = 0; i < vectors; i++) at[i] = s->at[strip * vectors + i] * (int64_t)sizeof(REAL);
-  for (int64_t r = first; r < last; r++) {
+  REAL *to = j->sums + NAME(in_row)(s, strip, vectors);
+  for (int64_t r = first; r < last; r++, to += j->row) {
     const char *panel = (const char *)j->panel + (of_group == s->outs ? 0 : r / of_group * group_places * unit);
     const int32_t *restrict offset = j->offsets + j->begins[r], *end = j->offsets + j->begins[r + 1];
     const REAL *restrict weight = j->weights + j->begins[r];
@@ -135,7 +158,6 @@ INLINE void NAME(forward)(const NAME(job) *j, int64_t strip, int64_t first, int6
       const REAL v = *weight;
       UNROLL for (int i = 0; i < vectors; i++) sums[i] += v * *(const VECTOR *)(one + at[i]);
     }
-    REAL *to = j->sums + (r * s->vectors + strip * vectors) * LANES;
     UNROLL for (int i = 0; i < vectors; i++) *(VECTOR *)(to + i * LANES) = sums[i];
   }
 }
@@ -145,42 +167,50 @@ INLINE void NAME(forward)(const NAME(job) *j, int64_t strip, int64_t first, int6
 INLINE void NAME(backward)(const NAME(job) *j, int64_t strip, int64_t phase, const int vectors, const bool needs_x,
                            const bool needs_values) {
   const sizes *s = j->s;
-  const int64_t unit = s->unit * sizeof(REAL), *begins = j->begins + phase * j->channels;
+  const int64_t unit = s->unit * sizeof(REAL), groups = j->c->groups;
+  const int64_t *begins = j->begins + phase * groups * j->channels;
   const char *panel = (const char *)j->panel;
+  const bool overlaps = s->layout == AS_IT_IS && strip == s->strips - 1;
   REAL *restrict found = j->found + begins[0];
+  const int64_t in_row = NAME(in_row)(s, strip, vectors);
   int64_t at[8];
   VECTOR dots[LANES];
   int pending = 0;
   UNROLL for (int i = 0; i < vectors; i++) at[i] = s->at[strip * vectors + i] * (int64_t)sizeof(REAL);
-  for (int64_t channel = 0; channel < j->channels; channel++) {
-    const int64_t here = (channel * s->vectors + strip * vectors) * LANES;
-    const int32_t *restrict offset = j->offsets + begins[channel], *end = j->offsets + begins[channel + 1];
-    const REAL *restrict weight = j->weights + begins[channel];
-    VECTOR sums[8], x[8];
-    UNROLL for (int i = 0; i < vectors; i++) {
-      if (needs_x) sums[i] = (VECTOR){0};
-      if (needs_values) x[i] = *(const VECTOR *)(j->x + here + i * LANES);
-    }
-    for (; offset < end; offset++) {
-      const char *g = panel + *offset * unit;
-      const REAL v = needs_x ? *weight++ : 0;
-      VECTOR dot = {0};
+  for (int64_t group = 0; group < groups; group++) {
+    int64_t here = group * j->group + in_row;
+    for (int64_t channel = 0; channel < j->channels; channel++, here += j->row, begins++) {
+      const int32_t *restrict offset = j->offsets + begins[0], *end = j->offsets + begins[1];
+      const REAL *restrict weight = j->weights + begins[0];
+      VECTOR sums[8], x[8];
       UNROLL for (int i = 0; i < vectors; i++) {
-        VECTOR loaded = *(const VECTOR *)(g + at[i]);
-        IN_REGISTER(loaded);
-        if (needs_x) sums[i] += v * loaded;
-        if (needs_values) dot += x[i] * loaded;
+        if (needs_x) sums[i] = (VECTOR){0};
+        if (needs_values) x[i] = *(const VECTOR *)(j->x + here + i * LANES);
       }
-      if (needs_values) {
-        dots[pending] = dot;
-        if (++pending == LANES) {
-          *(VECTOR *)found += NAME(sums)(dots);
-          found += LANES;
-          pending = 0;
+      if (needs_values && overlaps)  // what the strip before had counts for nothing here
+        UNROLL for (int i = 0; i < vectors; i++)
+          x[i] = (VECTOR)((NAME(integers))x[i] & ((const NAME(integers) *)s->counted)[i]);
+      for (; offset < end; offset++) {
+        const char *g = panel + *offset * unit;
+        const REAL v = needs_x ? *weight++ : 0;
+        VECTOR dot = {0};
+        UNROLL for (int i = 0; i < vectors; i++) {
+          VECTOR loaded = *(const VECTOR *)(g + at[i]);
+          IN_REGISTER(loaded);
+          if (needs_x) sums[i] += v * loaded;
+          if (needs_values) dot += x[i] * loaded;
+        }
+        if (needs_values) {
+          dots[pending] = dot;
+          if (++pending == LANES) {
+            *(VECTOR *)found += NAME(sums)(dots);
+            found += LANES;
+            pending = 0;
+          }
         }
       }
+      if (needs_x) UNROLL for (int i = 0; i < vectors; i++) *(VECTOR *)(j->sums + here + i * LANES) = sums[i];
     }
-    if (needs_x) UNROLL for (int i = 0; i < vectors; i++) *(VECTOR *)(j->sums + here + i * LANES) = sums[i];
   }
   if (pending) {
     const VECTOR last = NAME(sums)(dots);
@@ -188,6 +218,8 @@ INLINE void NAME(backward)(const NAME(job) *j, int64_t strip, int64_t phase, con
   }
 }
 
+typedef void (*NAME(forward_form))(const NAME(job) *, int64_t strip, int64_t first, int64_t last);
+typedef void (*NAME(backward_form))(const NAME(job) *, int64_t strip, int64_t phase, bool needs_x, bool needs_values);
 #define WIDTH(n)                                                                                                  \
   static void NAME(forward_##n)(const NAME(job) *j, int64_t strip, int64_t first, int64_t last) {                 \
     NAME(forward)(j, strip, first, last, n);                                                                      \
@@ -204,7 +236,14 @@ WIDTH(4)
 WIDTH(6)
 WIDTH(7)
 WIDTH(8)
+#define FORMS_OF(way) \
+  NULL, NAME(way##_1), NAME(way##_2), NULL, NAME(way##_4), NULL, NAME(way##_6), NAME(way##_7), NAME(way##_8)
+#else
+#define FORMS_OF(way) NULL, NAME(way##_1), NAME(way##_2), NULL, NAME(way##_4)
 #endif
+static const NAME(forward_form) NAME(forward_forms)[] = {FORMS_OF(forward)};
+static const NAME(backward_form) NAME(backward_forms)[] = {FORMS_OF(backward)};
+#undef FORMS_OF
 #undef WIDTH
 
 // The offsets of the connections of the rows first..last, and where the rows begin. `leads` is where each column does.
@@ -286,156 +325,213 @@ static int NAME(prepare_backward)(const convolution *c, const sizes *s, int64_t 
   return DONE;
 }
 
-// A convolution of the images from..from + images, LANES of them at a time if lanes go `across` images, else all.
-static int NAME(run)(const convolution *c, int64_t from, int64_t images, bool across) {
-  typedef void (*forward_form)(const NAME(job) *, int64_t, int64_t, int64_t);
-  typedef void (*backward_form)(const NAME(job) *, int64_t, int64_t, bool, bool);
-#if MOST_VECTORS == 8
-  static const forward_form forward_forms[] = {NULL, NAME(forward_1), NAME(forward_2), NULL, NAME(forward_4),
-                                               NULL, NAME(forward_6), NAME(forward_7), NAME(forward_8)};
-  static const backward_form backward_forms[] = {NULL, NAME(backward_1), NAME(backward_2), NULL, NAME(backward_4),
-                                                 NULL, NAME(backward_6), NAME(backward_7), NAME(backward_8)};
-#else
-  static const forward_form forward_forms[] = {NULL, NAME(forward_1), NAME(forward_2), NULL, NAME(forward_4)};
-  static const backward_form backward_forms[] = {NULL, NAME(backward_1), NAME(backward_2), NULL, NAME(backward_4)};
-#endif
+// What all threads read.
+typedef struct {
+  REAL *panel, *sums;        // the panel's first channel; forward, of each row
+  int32_t *leads, *offsets;  // forward, where each column leads, and each connection
+  int64_t *begins;           // forward, of each row: its first connection
+} NAME(shared);
+
+// Zeros wherever nothing is packed: before the first channel, in the channels first..last, and after the last.
+static void NAME(clear_panel)(const sizes *s, REAL *panel, int64_t places, int64_t first, int64_t last, int64_t all) {
+  if (first == 0 && s->before) memset(panel - s->before, 0, s->before * sizeof(REAL));
+  for (int64_t channel = first; channel < last; channel++)
+    NAME(clear)(s, panel + channel * places * s->unit, s->holes, s->hole_count);
+  if (last == all) memset(panel + all * places * s->unit, 0, s->after * sizeof(REAL));
+}
+
+// Forward, a thread's part of a panel, or of images as they are: strips, and rows where there are few of them.
+static void NAME(forward_share)(NAME(job) *j, REAL *sums, int64_t own, int64_t all) {
+  const sizes *s = j->s;
+  const product *p = &j->c->linear;
+  const int64_t strips = s->strips * (s->layout == AS_IT_IS ? s->images : 1);
+  const int64_t parts = strips >= 4 * all ? 1 : (4 * all + strips - 1) / strips, units = strips * parts;
+  const REAL *x = p->x;
+  for (int64_t u = units * own / all; u < units * (own + 1) / all; u++) {
+    const int64_t strip = u / parts % s->strips, image = u / parts / s->strips;
+    const int64_t first = p->out * (u % parts) / parts, last = p->out * (u % parts + 1) / parts;
+    if (s->layout == AS_IT_IS) j->panel = x + (s->from + image) * s->ins * s->in_pixels;
+    j->sums = sums + (image * s->outs + first) * j->row;
+    NAME(forward_forms)[s->width](j, strip, first, last);
+  }
+}
+
+static int NAME(run_forward)(const convolution *c, const sizes *all_sizes, scratch *common, const NAME(shared) *m,
+                             int64_t images) {
   const product *p = &c->linear;
-  const bool backward = p->is_backward, needs_x = backward && p->result, needs_values = backward && p->grad_values;
-  const int64_t most_images = across ? LANES : images, columns = p->in / of(c->kernel);  // channels of a group
+  for (int64_t i = 0; i < p->in; i++) {
+    int64_t phase, shift;
+    tap_leads(c, all_sizes->grid, i % all_sizes->taps, &phase, &shift);
+    m->leads[i] = (int32_t)(i / all_sizes->taps * all_sizes->x_places + phase * all_sizes->area + shift);
+  }
+  int status = DONE;
+#pragma omp parallel num_threads(p->threads) reduction(| : status)
+  {
+    const int64_t own = omp_get_thread_num(), all = omp_get_num_threads();
+    sizes s = *all_sizes;
+    const bool packs = s.layout != AS_IT_IS;
+    const int64_t pack_first = s.ins * own / all, pack_last = s.ins * (own + 1) / all;
+    NAME(job) j = {.c = c, .s = &s, .panel = m->panel, .offsets = m->offsets, .begins = m->begins, .weights = p->values};
+    REAL *sums = packs ? m->sums : (REAL *)p->result + s.from * s.outs * s.out_pixels;
+    j.row = packs ? s.vectors * LANES : s.out_pixels;
+    const int64_t first = share_begins(p->starts, p->index_bytes, p->out, 1, own, all);
+    const int64_t last = share_begins(p->starts, p->index_bytes, p->out, 1, own + 1, all);
+    status = NAME(prepare_forward)(c, m->leads, first, last, m->begins, m->offsets);
+    if (packs) NAME(clear_panel)(&s, m->panel, s.x_places, pack_first, pack_last, s.ins);
+    for (int64_t done = 0; done < images; done += s.images, s.from += s.images) {
+      if (images - done < s.images) s.images = images - done;
+      for (int64_t channel = pack_first; packs && channel < pack_last; channel++)
+        NAME(pack)(&s, p->x, s.ins, channel, s.in_pixels, s.source_at, m->panel + channel * s.x_places * s.unit, NULL);
+      const bool failed = anybody_failed(common, status);
+      if (!failed) NAME(forward_share)(&j, sums, own, all);
+      if (!packs) continue;
+#pragma omp barrier
+      for (int64_t r = first; r < last && !failed; r++)
+        NAME(unpack)(&s, sums + r * j.row, s.result_at, p->result, s.outs, r, s.out_pixels);
+    }
+  }
+  return status;
+}
+
+// Backward, a thread's columns of a panel: those of channels of each group from `first` on.
+static void NAME(backward_packed)(NAME(job) *j, REAL *sums, REAL *x, int64_t first) {
+  const sizes *s = j->s;
+  const product *p = &j->c->linear;
+  const bool needs_x = p->result, needs_values = p->grad_values;
+  const int64_t of_group = s->ins / j->c->groups, channels = j->channels * j->c->groups;
+  j->sums = sums;
+  j->x = x;
+  for (int64_t i = 0; needs_values && i < channels; i++) {
+    const int64_t channel = i / j->channels * of_group + first + i % j->channels;
+    NAME(pack)(s, p->x, s->ins, channel, s->in_pixels, s->result_at, x + i * j->row, NULL);
+  }
+  for (int64_t phase = 0; phase < s->phases; phase++)
+    for (int64_t strip = s->first_strip[phase]; strip < s->first_strip[phase + 1]; strip++)
+      NAME(backward_forms)[s->width](j, strip, phase, needs_x, needs_values);
+  for (int64_t i = 0; needs_x && i < channels; i++) {
+    const int64_t channel = i / j->channels * of_group + first + i % j->channels;
+    NAME(unpack)(s, sums + i * j->row, s->result_at, p->result, s->ins, channel, s->in_pixels);
+  }
+}
+
+// The same of images as they are.
+static void NAME(backward_as_it_is)(NAME(job) *j, int64_t first) {
+  const sizes *s = j->s;
+  const product *p = &j->c->linear;
+  const REAL *grad = p->grad, *x = p->x;
+  REAL *result = p->result;
+  for (int64_t image = s->from; image < s->from + s->images; image++) {
+    const int64_t here = (image * s->ins + first) * s->in_pixels;
+    j->panel = grad + image * s->outs * s->out_pixels;
+    j->x = x + here;
+    if (result) j->sums = result + here;
+    for (int64_t strip = 0; strip < s->strips; strip++)
+      NAME(backward_forms)[s->width](j, strip, 0, result, p->grad_values);
+  }
+}
+
+static int NAME(run_backward)(const convolution *c, const sizes *all_sizes, scratch *common, const NAME(shared) *m,
+                              int64_t images) {
+  const product *p = &c->linear;
+  const int bytes = p->index_bytes;
+  int status = DONE;
+#pragma omp parallel num_threads(p->threads) reduction(| : status)
+  {
+    const int64_t own = omp_get_thread_num(), all = omp_get_num_threads();
+    sizes s = *all_sizes;
+    const bool packs = s.layout != AS_IT_IS;
+    const int64_t of_group = s.ins / c->groups;
+    const int64_t pack_first = s.outs * own / all, pack_last = s.outs * (own + 1) / all;
+    const int64_t first = share_begins(p->starts, bytes, of_group, s.taps, own, all);
+    const int64_t last = share_begins(p->starts, bytes, of_group, s.taps, own + 1, all);
+    NAME(job) j = {.c = c, .s = &s, .panel = m->panel, .channels = last - first};
+    j.row = packs ? s.vectors * LANES : s.in_pixels;
+    j.group = (packs ? j.channels : of_group) * j.row;
+    const int64_t begin = index_of(p->starts, bytes, first * s.taps), end = index_of(p->starts, bytes, last * s.taps);
+    if (begin < 0 || begin > end || end > p->nnz) status = OUTSIDE;
+    scratch *private = NULL;
+    REAL *sums = NULL, *x = NULL;
+    int64_t *places = NULL;
+    if (!status && first < last) {
+      const int64_t met = end - begin, padded = met + 2 * LANES, channels = j.channels * c->groups;
+      const int64_t of_result = packs ? channels * j.row * (int64_t)sizeof(REAL) : 0;
+      const int64_t of_begins = (s.phases * channels + 1) * 8;
+      private = scratch_get(OWN, 2 * of_result + met * 8 + of_begins + padded * (2 * REAL_BYTES + 4));
+      if (!private) status = NO_MEMORY;
+      else {
+        sums = private->memory;
+        x = (REAL *)((char *)sums + of_result);
+        places = (int64_t *)((char *)x + of_result);
+        int64_t *begins = places + met;
+        REAL *weights = (REAL *)((char *)begins + of_begins);
+        j.found = weights + padded;
+        int32_t *offsets = (int32_t *)(j.found + padded);
+        memset(j.found, 0, padded * sizeof(REAL));
+        status = NAME(prepare_backward)(c, &s, first, last, begins, offsets, weights, places);
+        j.begins = begins;
+        j.offsets = offsets;
+        j.weights = weights;
+        for (int64_t i = 0; packs && p->grad_values && i < channels; i++)
+          NAME(clear)(&s, x + i * j.row, s.idle, s.idle_count);
+      }
+    }
+    if (packs) NAME(clear_panel)(&s, m->panel, s.y_places, pack_first, pack_last, s.outs);
+    bool failed = false;
+    for (int64_t done = 0; done < images; done += s.images, s.from += s.images) {
+      if (images - done < s.images) s.images = images - done;
+      for (int64_t channel = pack_first; channel < pack_last; channel++) {
+        REAL *total = p->grad_bias ? (REAL *)p->grad_bias + channel : NULL;
+        if (packs)
+          NAME(pack)(&s, p->grad, s.outs, channel, s.out_pixels, s.source_at, m->panel + channel * s.y_places * s.unit,
+                     total);
+        else if (total) {
+          const REAL sum = NAME(total)(&s, p->grad, s.outs, channel, s.out_pixels);
+          *total = s.from ? *total + sum : sum;
+        }
+      }
+      failed = anybody_failed(common, status);
+      if (!failed && first < last) {
+        if (packs) NAME(backward_packed)(&j, sums, x, first);
+        else NAME(backward_as_it_is)(&j, first);
+      }
+#pragma omp barrier
+    }
+    if (p->grad_values && !failed && first < last) {
+      REAL *restrict gv = p->grad_values;
+      const bool is_first = all_sizes->from == 0;
+      for (int64_t e = 0; e < end - begin; e++) gv[places[e]] = is_first ? j.found[e] : gv[places[e]] + j.found[e];
+    }
+    scratch_give_back(private);
+  }
+  return status;
+}
+
+// A convolution of the images from..from + images; LANES of them at a time if lanes go across images, else all.
+static int NAME(run)(const convolution *c, int64_t from, int64_t images, layout how) {
+  const product *p = &c->linear;
+  const bool backward = p->is_backward, packs = how != AS_IT_IS;
   sizes s;
-  const int64_t tables = (measure(c, &s, from, most_images, across, LANES, MOST_VECTORS) + 63) / 64 * 64;
+  const int64_t tables = (measure(c, &s, from, how == ACROSS ? LANES : images, how, LANES, MOST_VECTORS) + 63) / 64 * 64;
   const int64_t sources = backward ? s.outs : s.ins, places = backward ? s.y_places : s.x_places;
   const int64_t starts = backward ? p->in : p->out;
   if (index_of(p->starts, p->index_bytes, 0) != 0 || index_of(p->starts, p->index_bytes, starts) != p->nnz)
     return OUTSIDE;
   if (sources * places + s.before >= INT32_MAX) return NO_MEMORY;  // no machine has a panel of so many vectors
-  if (s.vectors >= INT32_MAX / (across ? 1 : LANES)) return NO_MEMORY;
-  // All threads read the tables, the panel, and forward what is prepared.
-  const int64_t panel_bytes = ((s.before + sources * places * s.unit + s.after) * REAL_BYTES + 63) / 64 * 64;
-  const int64_t leads_bytes = (p->in * 4 + 63) / 64 * 64, begins_bytes = ((p->out + 1) * 8 + 63) / 64 * 64;
-  const int64_t offsets_bytes = (p->nnz * 4 + 63) / 64 * 64;
-  const int64_t forward_bytes =
-      backward ? 0 : leads_bytes + begins_bytes + offsets_bytes + s.outs * s.vectors * BYTES;
-  scratch *common = scratch_get(COMMON, tables + panel_bytes + forward_bytes);
+  if (s.vectors >= INT32_MAX / (how == ACROSS ? 1 : LANES)) return NO_MEMORY;
+  const int64_t panel = packs ? (s.before + sources * places * s.unit + s.after) * REAL_BYTES : 0;
+  const int64_t panel_bytes = (panel + 63) / 64 * 64;
+  const int64_t begins_bytes = backward ? 0 : (p->out + 1) * 8, indices_bytes = backward ? 0 : (p->in + p->nnz) * 4;
+  const int64_t sums_bytes = backward || !packs ? 0 : s.outs * s.vectors * BYTES;
+  scratch *common = scratch_get(COMMON, tables + panel_bytes + sums_bytes + begins_bytes + indices_bytes);
   if (!common) return NO_MEMORY;
   common->failed = 0;
   char *memory = common->memory;
   lay_out(c, &s, memory, MOST_VECTORS);
-  REAL *panel = (REAL *)(memory + tables) + s.before;
-  int32_t *leads = (int32_t *)(memory + tables + panel_bytes);
-  int64_t *begins = (int64_t *)((char *)leads + leads_bytes);
-  int32_t *offsets = (int32_t *)((char *)begins + begins_bytes);
-  REAL *sums = (REAL *)((char *)offsets + offsets_bytes);
-  if (!backward)
-    for (int64_t i = 0; i < p->in; i++) {
-      int64_t phase, shift;
-      tap_leads(c, s.grid, i % s.taps, &phase, &shift);
-      leads[i] = (int32_t)(i / s.taps * s.x_places + phase * s.area + shift);
-    }
-  int status = DONE;
-#pragma omp parallel num_threads(p->threads) reduction(| : status)
-  {
-    const int64_t own = omp_get_thread_num(), all = omp_get_num_threads();
-    sizes here = s;
-    NAME(job) j = {.c = c, .s = &here, .panel = panel, .channels = 0};
-    // Of each thread: which channels it packs, and which rows it prepares and unpacks; backward, which columns it has.
-    const int64_t pack_first = sources * own / all, pack_last = sources * (own + 1) / all;
-    const int64_t first = share_begins(p->starts, p->index_bytes, backward ? columns : p->out, backward ? s.taps : 1,
-                                       own, all);
-    const int64_t last = share_begins(p->starts, p->index_bytes, backward ? columns : p->out, backward ? s.taps : 1,
-                                      own + 1, all);
-    int64_t *own_places = NULL;
-    scratch *private = NULL;
-    if (!backward) {
-      status = NAME(prepare_forward)(c, leads, first, last, begins, offsets);
-      j.begins = begins;
-      j.offsets = offsets;
-      j.weights = p->values;
-      j.sums = sums;
-    } else if (first < last) {
-      const int64_t begin = index_of(p->starts, p->index_bytes, first * s.taps);
-      const int64_t end = index_of(p->starts, p->index_bytes, last * s.taps);
-      if (begin < 0 || begin > end || end > p->nnz) status = OUTSIDE;
-      else {
-        const int64_t met = end - begin, channels = (last - first) * c->groups;
-        const int64_t of_result = channels * s.vectors * BYTES, of_places = met * 8;
-        const int64_t of_begins = (s.phases * channels + 1) * 8, padded = met + 2 * LANES;
-        private = scratch_get(OWN, 2 * of_result + of_places + of_begins + padded * (2 * REAL_BYTES + 4) + 4 * 64);
-        if (!private) status = NO_MEMORY;
-        else {
-          j.sums = private->memory;
-          j.x = (REAL *)((char *)j.sums + of_result);
-          own_places = (int64_t *)((char *)j.x + of_result);
-          int64_t *own_begins = own_places + met;
-          REAL *weights = (REAL *)(own_begins + s.phases * channels + 1);
-          j.found = weights + padded;
-          int32_t *own_offsets = (int32_t *)(j.found + padded);
-          memset(j.found, 0, padded * sizeof(REAL));
-          for (int64_t i = 0; needs_values && i < channels; i++)
-            NAME(clear)(&s, j.x + i * s.vectors * LANES, s.idle, s.idle_count);
-          status = NAME(prepare_backward)(c, &s, first, last, own_begins, own_offsets, weights, own_places);
-          j.begins = own_begins;
-          j.offsets = own_offsets;
-          j.weights = weights;
-          j.channels = channels;
-        }
-      }
-    }
-    if (own == 0 && s.before) memset(panel - s.before, 0, s.before * sizeof(REAL));
-    for (int64_t i = pack_first; i < pack_last; i++)
-      NAME(clear)(&s, panel + i * places * s.unit, s.holes, s.hole_count);
-    if (own == all - 1) memset(panel + sources * places * s.unit, 0, s.after * sizeof(REAL));
-    int failed = 0;
-    for (int64_t done = 0; done < images; done += most_images) {
-      here.from = from + done;
-      here.images = images - done < most_images ? images - done : most_images;
-      for (int64_t channel = pack_first; channel < pack_last; channel++)
-        NAME(pack_channel)(&here, backward ? p->grad : p->x, sources, channel, backward ? s.out_pixels : s.in_pixels,
-                           s.source_at, panel + channel * places * s.unit,
-                           p->grad_bias ? (REAL *)p->grad_bias + channel : NULL);
-      if (status) {
-#pragma omp atomic write
-        common->failed = 1;
-      }
-#pragma omp barrier
-#pragma omp atomic read
-      failed = common->failed;
-      if (!backward) {
-        if (!failed) {
-          // Strips, and rows where there are few of them.
-          const int64_t parts = s.strips >= 4 * all ? 1 : (4 * all + s.strips - 1) / s.strips, units = s.strips * parts;
-          for (int64_t u = units * own / all; u < units * (own + 1) / all; u++)
-            forward_forms[s.width](&j, u / parts, p->out * (u % parts) / parts, p->out * (u % parts + 1) / parts);
-        }
-#pragma omp barrier
-        if (!failed)
-          for (int64_t r = first; r < last; r++)
-            NAME(unpack_channel)(&here, sums + r * s.vectors * LANES, s.result_at, p->result, s.outs, r, s.out_pixels);
-      } else {
-        if (!failed) {
-          for (int64_t i = 0; needs_values && i < j.channels; i++) {
-            const int64_t channel = i / (last - first) * columns + first + i % (last - first);
-            NAME(pack_channel)(&here, p->x, s.ins, channel, s.in_pixels, s.result_at, j.x + i * s.vectors * LANES, NULL);
-          }
-          for (int64_t phase = 0; j.channels && phase < s.phases; phase++)
-            for (int64_t strip = s.first_strip[phase]; strip < s.first_strip[phase + 1]; strip++)
-              backward_forms[s.width](&j, strip, phase, needs_x, needs_values);
-          for (int64_t i = 0; needs_x && i < j.channels; i++) {
-            const int64_t channel = i / (last - first) * columns + first + i % (last - first);
-            NAME(unpack_channel)(&here, j.sums + i * s.vectors * LANES, s.result_at, p->result, s.ins, channel,
-                                 s.in_pixels);
-          }
-        }
-#pragma omp barrier
-      }
-    }
-    if (needs_values && !failed && j.channels) {
-      REAL *restrict gv = p->grad_values;
-      for (int64_t e = 0; e < j.begins[s.phases * j.channels]; e++)
-        gv[own_places[e]] = from ? gv[own_places[e]] + j.found[e] : j.found[e];
-    }
-    scratch_give_back(private);
-  }
+  NAME(shared) m = {.panel = (REAL *)(memory + tables) + s.before, .sums = (REAL *)(memory + tables + panel_bytes)};
+  m.begins = (int64_t *)(memory + tables + panel_bytes + sums_bytes);
+  m.leads = (int32_t *)((char *)m.begins + begins_bytes);
+  m.offsets = m.leads + p->in;
+  const int status = (backward ? NAME(run_backward) : NAME(run_forward))(c, &s, common, &m, images);
   scratch_give_back(common);
   return status;
 }

@@ -18,18 +18,19 @@ typedef REAL VECTOR __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), ma
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #endif
 
+#if REAL_BYTES == 4
+typedef int32_t NAME(integers) __attribute__((vector_size(BYTES), aligned(4), may_alias));
+#else
+typedef int64_t NAME(integers) __attribute__((vector_size(BYTES), aligned(8), may_alias));
+#endif
+
 // Lanes of a and b in turn: those of their lower halves, or of their higher.
 #ifdef __clang__
 INLINE VECTOR NAME(low)(VECTOR a, VECTOR b) { return __builtin_shufflevector(a, b, LOW); }
 INLINE VECTOR NAME(high)(VECTOR a, VECTOR b) { return __builtin_shufflevector(a, b, HIGH); }
 #else
-#if REAL_BYTES == 4
-typedef int32_t NAME(lanes) __attribute__((vector_size(BYTES)));
-#else
-typedef int64_t NAME(lanes) __attribute__((vector_size(BYTES)));
-#endif
-INLINE VECTOR NAME(low)(VECTOR a, VECTOR b) { return __builtin_shuffle(a, b, (NAME(lanes)){LOW}); }
-INLINE VECTOR NAME(high)(VECTOR a, VECTOR b) { return __builtin_shuffle(a, b, (NAME(lanes)){HIGH}); }
+INLINE VECTOR NAME(low)(VECTOR a, VECTOR b) { return __builtin_shuffle(a, b, (NAME(integers)){LOW}); }
+INLINE VECTOR NAME(high)(VECTOR a, VECTOR b) { return __builtin_shuffle(a, b, (NAME(integers)){HIGH}); }
 #endif
 
 // r[i] lane j <-> r[j] lane i
