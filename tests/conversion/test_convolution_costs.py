@@ -55,6 +55,22 @@ def test_with_a_stride_a_vector_has_places_of_one_phase():
     assert sparse_work(strided, 1, 16)[1] == 16 * 3, "4 x 4 of 8 x 7: one vector"
 
 
+def test_a_window_of_one_tap_leaves_images_as_they_are_unless_there_is_much_to_do():
+    window = Window((1, 1), (1, 1), (0, 0), (1, 1))
+    aligned = Place(False, 64, 256, 32, window, (8, 8))  # four vectors of 16 pixels
+    numbers = (64 + 256) * 64 * 32
+    for nnz in 10, 256 * 64:
+        assert sparse_work(aligned, nnz, 16).tolist() == pytest.approx([1, nnz * 16 * 32 * 6, 0.35 * numbers, nnz])
+    skewed = aligned._replace(size=(7, 9))  # a vector has pixels of the one before, and begins anywhere
+    few, many = sparse_work(skewed, 10, 16), sparse_work(skewed, 256 * 64, 16)
+    assert few[1] == 10 * 16 * 32 * 2 * 2 * 4, "no strip is longer than 63 pixels: two of two vectors"
+    assert many[1] == 256 * 64 * 16 * 2 * 8 * 10, "16 images a vector"
+    assert sparse_work(skewed._replace(training=True), 10, 16)[1] == pytest.approx(1.7 / 2 * few[1])
+    for other in window._replace(stride=(1, 2)), window._replace(padding=(0, 1)), window._replace(kernel_size=(1, 2)):
+        assert sparse_work(aligned._replace(window=other), 10, 16)[2] == aligned._replace(window=other).elements
+    assert sparse_work(aligned._replace(size=(3, 5)), 10, 16)[2] == 320 * 15 * 32, "no vector is full"
+
+
 def test_a_time_is_the_sum_of_what_the_work_costs_and_training_is_another():
     assert COSTS.of_dense(PLACE) == pytest.approx(2 + PLACE.multiply_adds / 1000)
     assert COSTS.of_dense(PLACE._replace(training=False)) == 1

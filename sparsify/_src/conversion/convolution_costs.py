@@ -23,6 +23,9 @@ are multiply-adds divided by the input channels and by the output channels of a 
 SPARSE = ("call", "step of a lane", "number in and out", "connection")
 """Kinds of work of a sparse one. Each connection steps along the vectors of the output, whatever their lanes hold."""
 
+UNPACKED = 0.35
+"""What a number costs that goes in or out as it lies in memory, beside one that is packed."""
+
 STRIPS = (8, 7, 6, 4, 2, 1)
 """Vectors that are summed up together, as native/convolution.c chooses them: each strip costs two steps more."""
 
@@ -66,7 +69,12 @@ def dense_work(place: Place) -> Numbers:
 
 def sparse_work(place: Place, nnz: int, lanes: int) -> Numbers:
     """How much of each kind of `SPARSE` there is."""
-    return np.array([1, nnz * lanes * _steps(place, lanes), place.elements, nnz], float)
+    steps, numbers = float(_steps(place, lanes)), float(place.elements)
+    unpacked = _steps_unpacked(place, lanes)
+    # As native/convolution.c chooses: to pack a number takes as long as .9 vectors, each of which is 1.25 steps.
+    if unpacked and 0.8 * nnz * (unpacked - steps) < 0.9 * numbers:
+        steps, numbers = unpacked, UNPACKED * numbers
+    return np.array([1, nnz * lanes * steps, numbers, nnz], float)
 
 
 def _steps(place: Place, lanes: int) -> int:
@@ -81,9 +89,19 @@ def _steps(place: Place, lanes: int) -> int:
     return panels * _along(place.pixels) + _along(rest * -(-area // lanes))  # or of so many pixels of one image
 
 
-def _along(vectors: int) -> int:
-    """Steps along so many vectors."""
-    return min(-(-vectors // width) * (width + 2) for width in STRIPS)
+def _steps_unpacked(place: Place, lanes: int) -> float:
+    """The same where images stay as they lie in memory; 0 where they cannot."""
+    window = place.window
+    assert window is not None
+    if (window.taps, *window.stride, sum(window.padding)) != (1, *[1] * len(place.size), 0) or place.pixels < lanes:
+        return 0.0
+    unaligned = 1.0 if place.pixels % lanes == 0 else 1.7 if place.training else 2.0
+    return place.batch * unaligned * _along(-(-place.pixels // lanes), place.pixels // lanes)
+
+
+def _along(vectors: int, widest: int = STRIPS[0]) -> int:
+    """Steps along so many vectors, by strips that are no wider than `widest`."""
+    return min(-(-vectors // width) * (width + 2) for width in STRIPS if width <= widest)
 
 
 def fitted(work: Sequence[Numbers], times: Sequence[float]) -> tuple[float, ...]:
