@@ -128,6 +128,13 @@ def test_windows_of_one_tap_over_images_of_every_size(size, level, dtype, densit
 
 
 @needs_native
+@pytest.mark.parametrize("batch", [1, 17])
+@pytest.mark.parametrize(("size", "stride"), [((5, 40), (5, 1)), ((5, 40), (1, 40)), ((7, 64), (3, 64))])
+def test_windows_of_one_tap_that_skip_pixels(size, stride, batch):
+    check_against_dense(Case(2, (4, 5), (1, 1), 0.3, stride, (0, 0), (1, 1), 1, True, size, batch), torch.float32)
+
+
+@needs_native
 @settings(deadline=None, max_examples=20)
 @given(case=cases(batches=st.integers(1, 40)), level=st.sampled_from(LEVELS))
 def test_results_do_not_depend_on_the_number_of_threads(case, level):

@@ -69,6 +69,11 @@ def dense_work(place: Place) -> Numbers:
 
 def sparse_work(place: Place, nnz: int, lanes: int) -> Numbers:
     """How much of each kind of `SPARSE` there is."""
+    window = place.window
+    assert window is not None
+    if window.taps == 1 and max(window.stride) > 1 and not any(window.padding):  # pixels that it skips are left out
+        least = place._replace(window=window._replace(stride=(1,) * len(place.size)), size=window.out_size(place.size))
+        return sparse_work(least, nnz, lanes) + np.array([0, 0, UNPACKED * (place.elements - least.elements), 0])
     steps, numbers = float(_steps(place, lanes)), float(place.elements)
     unpacked = _steps_unpacked(place, lanes)
     # As native/convolution.c chooses: to pack a number takes as long as .9 vectors, each of which is 1.25 steps.
@@ -93,7 +98,7 @@ def _steps_unpacked(place: Place, lanes: int) -> float:
     """The same where images stay as they lie in memory; 0 where they cannot."""
     window = place.window
     assert window is not None
-    if (window.taps, *window.stride, sum(window.padding)) != (1, *[1] * len(place.size), 0) or place.pixels < lanes:
+    if window.taps > 1 or max(window.stride) > 1 or any(window.padding) or place.pixels < lanes:
         return 0.0
     unaligned = 1.0 if place.pixels % lanes == 0 else 1.7 if place.training else 2.0
     return place.batch * unaligned * _along(-(-place.pixels // lanes), place.pixels // lanes)

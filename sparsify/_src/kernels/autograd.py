@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsify._src.kernels import by_dense_weight, computing, operators, ops, products
 from sparsify._src.kernels.computing import Needs
 from sparsify._src.kernels.dispatch import kernel_for
+from sparsify._src.kernels.geometry import geometry
 from sparsify._src.kernels.operands import is_direct, is_traced, is_transformed
 from sparsify._src.kernels.products import OF_WEIGHT, Purpose
 from sparsify._src.kernels.recorder import is_recording
@@ -25,16 +26,19 @@ def product(
     Args:
         window: of a convolution; input is (batch, in_channels, *size) then.
     """
+    compiles = torch.compiler.is_compiling()
+    runs = not compiles and is_direct(input, values, bias)
     if window is not None and not is_traced():  # what torch.jit traces the operator checks, when it runs
-        check_input(input, window, indices.ccol.shape[0] - 1)
+        columns = indices.ccol.shape[0] - 1
+        geometry(input, window, columns) if runs else check_input(input.shape, window, columns)
     if bias is not None and bias.dtype != values.dtype:
         raise TypeError(f"bias must have the dtype of the values, {values.dtype}, got {bias.dtype}.")
     if input.dtype != values.dtype:
         raise TypeError(f"input must have the dtype of the values, {values.dtype}, got {input.dtype}.")
     result: Tensor
-    if torch.compiler.is_compiling():
+    if compiles:
         result = operators.product(input, values, bias, indices, window)
-    elif is_direct(input, values, bias):
+    elif runs:
         result = direct(input, values, bias, indices, window)
     elif is_transformed():
         result = ops.Transformed.apply(input, values, bias, window, *indices)  # type: ignore[no-untyped-call]

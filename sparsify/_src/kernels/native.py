@@ -1,13 +1,12 @@
 """Our own CPU kernels (product.c), for float32 and float64."""
 
 import os
-from collections.abc import Iterable
-from math import prod
 
 from torch import Tensor
 
+from sparsify._src.kernels.geometry import Geometry, geometry
 from sparsify._src.kernels.operands import NATIVE
-from sparsify._src.kernels.window import Window, check_input
+from sparsify._src.kernels.window import Window
 from sparsify._src.native import library
 from sparsify._src.native.library import Convolution, Product, address
 from sparsify._src.topology import Indices, Located
@@ -51,18 +50,20 @@ def forward(
 ) -> Tensor:
     """`input @ weight.T + bias`, or the convolution by a window."""
     batch, outs = input.shape[0], indices.crow.shape[0] - 1
-    if window is None:
+    images = None if window is None else _geometry(input, indices, window)
+    if images is not None and images.read:
+        input = input[images.read].contiguous()
+    if images is None:
         output = input.new_empty_strided((batch, outs), (outs, 1))  # faster than `new_empty`, here and below
     else:
-        _check_size(input, indices, window)
-        output = input.new_empty((batch, outs, *window.out_size(input.shape[2:])))
+        output = input.new_empty((batch, outs, *images.out_size))
     if batch and outs:
         held: list[object] = []
-        product = _product(False, indices, input, values, held, window)
+        product = _product(False, indices, input, values, held, images)
         if bias is not None:
             product.bias = address(bias, outs * values.itemsize, held)
         product.result = output.data_ptr()
-        _compute(product, input, window)
+        _compute(product, images)
     return output
 
 
@@ -77,8 +78,10 @@ def backward(
     """Gradients of input, values and bias, as far as needed."""
     if not needs[0] and not needs[1]:
         return None, None, grad.sum((0, *range(2, grad.dim()))) if needs[2] else None
-    if window is not None:
-        _check_size(input, indices, window)
+    images = None if window is None else _geometry(input, indices, window)
+    whole, read = input.shape, None if images is None else images.read
+    if read:
+        input = input[read].contiguous()
     grad_input = input.new_empty_strided(input.shape, input.stride()) if needs[0] else None  # it is contiguous
     grad_values = values.new_empty_strided(values.shape, (1,)) if needs[1] else None
     grad_bias = grad.new_empty_strided(grad.shape[1:2], (1,)) if needs[2] else None
@@ -88,31 +91,34 @@ def backward(
                 sums.zero_()
     else:
         held: list[object] = []
-        product = _product(True, indices, input, values, held, window)
-        pixels = 1 if window is None else prod(window.out_size(input.shape[2:]))
+        product = _product(True, indices, input, values, held, images)
+        pixels = 1 if images is None else images.pixels
         product.grad = address(grad, product.batch * product.out * pixels * values.itemsize, held)
         product.result = None if grad_input is None else grad_input.data_ptr()
         product.grad_values = None if grad_values is None else grad_values.data_ptr()
         product.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
-        _compute(product, input, window)
+        _compute(product, images)
+    if read and grad_input is not None:
+        of_read, grad_input = grad_input, input.new_zeros(whole)
+        grad_input[read] = of_read
     return grad_input, grad_values, grad_bias
 
 
-def _check_size(input: Tensor, indices: Indices, window: Window) -> None:
-    """Check that the input fits the window, and that 64 bits can count whatever is made of them."""
-    check_input(input, window, indices.ccol.shape[0] - 1)
-    padded = [length + 2 * padding for length, padding in zip(input.shape[2:], window.padding, strict=True)]
-    if prod(length + min(length, stride) for length, stride in zip(padded, window.stride, strict=True)) > PLACES:
+def _geometry(input: Tensor, indices: Indices, window: Window) -> Geometry:
+    """That of the input, whose places 64 bits can count, and whatever is made of them."""
+    found = geometry(input, window, indices.ccol.shape[0] - 1)
+    if found.places > PLACES:
         raise ValueError(f"input must be smaller with its padding, got {tuple(input.shape)} in {window}.")
+    return found
 
 
 def _product(
-    is_backward: bool, indices: Indices, input: Tensor, values: Tensor, held: list[object], window: Window | None
+    is_backward: bool, indices: Indices, input: Tensor, values: Tensor, held: list[object], images: Geometry | None
 ) -> Product:
     """A product with all that both directions read; its results are still to be set."""
     product = _of(is_backward, indices, held)
     outs, nnz, real = product.out, product.nnz, values.itemsize
-    if window is None:
+    if images is None:
         batch, ins = input.shape
         if ins != indices.ccol.shape[0] - 1:
             raise ValueError(f"input must be (batch, {indices.ccol.shape[0] - 1}), got {tuple(input.shape)}.")
@@ -121,7 +127,7 @@ def _product(
     else:
         batch = input.shape[0]
         product.x = address(input, input.numel() * real, held)
-        work = input.numel() + batch * prod(window.out_size(input.shape[2:])) * (nnz + outs)
+        work = input.numel() + batch * images.pixels * (nnz + outs)
     product.batch = batch
     product.values = address(values, nnz * real, held)
     product.level, product.real_bytes, product.room, product.sharers = LEVEL, real, ROOM, SHARERS
@@ -129,29 +135,13 @@ def _product(
     return product
 
 
-def _compute(product: Product, input: Tensor, window: Window | None) -> None:
-    if window is None:
+def _compute(product: Product, images: Geometry | None) -> None:
+    if images is None:
         library.multiply(product)
-        return
-    size = input.shape[2:]
-    out_size, missing = window.out_size(size), 3 - len(size)
-    strides = [1 if length == 1 else stride for length, stride in zip(out_size, window.stride, strict=True)]
-
-    def three(numbers: Iterable[int], rest: int) -> tuple[int, ...]:
-        return (*[rest] * missing, *numbers)
-
-    library.convolve(
-        Convolution(
-            product,
-            window.groups,
-            three(size, 1),
-            three(out_size, 1),
-            three(window.kernel_size, 1),
-            three(strides, 1),
-            three(window.padding, 0),
-            three(window.dilation, 1),
-        )
-    )
+    else:
+        convolution = Convolution.from_buffer_copy(images.convolution)
+        convolution.linear = product
+        library.convolve(convolution)
 
 
 def _of(is_backward: bool, indices: Indices, held: list[object]) -> Product:

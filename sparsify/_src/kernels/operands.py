@@ -152,7 +152,7 @@ def check_width(input: Tensor, indices: Indices, window: Window | None = None) -
     if window is not None:
         if (indices.crow.shape[0] - 1) % window.groups:
             raise ValueError(f"window must be of groups that divide the {indices.crow.shape[0] - 1} outputs.")
-        check_input(input, window, ins)
+        check_input(input.shape, window, ins)
     elif input.dim() != 2 or input.shape[1] != ins:
         raise ValueError(f"input must be (batch, {ins}), got {tuple(input.shape)}.")
 

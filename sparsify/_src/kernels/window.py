@@ -118,7 +118,7 @@ def dense_gradient(grad: Tensor, input: Tensor, window: Window | None, rows: sli
     return torch.cat(found)
 
 
-def check_input(input: Tensor, window: Window, columns: int) -> None:
+def check_input(shape: Sequence[Any], window: Window, columns: int) -> None:
     """Check the shape of an input (batch, in_channels, *size) for a matrix with so many columns.
 
     Raises:
@@ -126,10 +126,10 @@ def check_input(input: Tensor, window: Window, columns: int) -> None:
     """
     window.check()
     channels, dims = window.in_channels(columns), len(window.kernel_size)
-    if input.dim() != dims + 2 or input.shape[1] != channels:
-        raise ValueError(f"input must be (batch, {channels}, {SIZES[dims]}), got {tuple(input.shape)}.")
-    if columns % window.taps or any(length < 1 for length in window.out_size(input.shape[2:])):
+    if len(shape) != dims + 2 or shape[1] != channels:
+        raise ValueError(f"input must be (batch, {channels}, {SIZES[dims]}), got {tuple(shape)}.")
+    if columns % window.taps or any(length < 1 for length in window.out_size(shape[2:])):
         raise ValueError(
             f"input must be at least as large as the window {window.kernel_size}, dilated by {window.dilation}, where "
-            f"it is padded by {window.padding}, got {tuple(input.shape)}."
+            f"it is padded by {window.padding}, got {tuple(shape)}."
         )

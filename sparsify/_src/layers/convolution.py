@@ -1,6 +1,7 @@
 """`SparseConv1d`, `SparseConv2d`, `SparseConv3d`: convolutions that hold their connections only."""
 
 import copy
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,32 @@ from sparsify._src.layers.map import SparseMap
 from sparsify._src.topology import Indices
 
 Numbers = int | tuple[int, ...]
+
+
+def moves(
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+    groups: int,
+    padding_mode: str,
+) -> tuple[Window, tuple[int, ...]]:
+    """How a convolution moves, and what F.pad pads its input by before.
+
+    The product by itself pads with as many zeros before as after: then there is nothing else to pad by.
+    """
+    if padding == "same":
+        whole = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+        before, after = tuple(n // 2 for n in whole), tuple(n - n // 2 for n in whole)
+    else:
+        before = after = (0,) * len(kernel_size) if isinstance(padding, str) else padding
+    if not any(after) or (padding_mode == "zeros" and before == after):
+        return Window(kernel_size, stride, before, dilation, groups), ()
+    ahead = tuple(n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair)
+    return Window(kernel_size, stride, (0,) * len(kernel_size), dilation, groups), ahead
+
+
+known_moves = lru_cache(maxsize=1024)(moves)
 
 
 class SparseConv(SparseMap):
@@ -100,8 +127,13 @@ class SparseConv(SparseMap):
     @property
     def window(self) -> Window:  # type: ignore[override]  # of no other sparse layer is it anything
         """How it moves over its input, once that is padded by more than zeros on both sides."""
-        padding = (0,) * self._dims if self._ahead() else self._sides()[0]
-        return Window(self.kernel_size, self._each("stride"), padding, self._each("dilation"), self.groups)
+        return self._moves()[0]
+
+    def _moves(self) -> tuple[Window, tuple[int, ...]]:
+        """The window, and what F.pad pads the input by before."""
+        padding = self.padding if isinstance(self.padding, str) else self._each("padding")
+        given = self.kernel_size, self._each("stride"), padding, self._each("dilation"), self.groups, self.padding_mode
+        return moves(*given) if torch.compiler.is_compiling() else known_moves(*given)
 
     def _each(self, name: str) -> tuple[int, ...]:
         """An attribute as a number for each dimension; nn.Conv* takes one for all, too."""
@@ -113,28 +145,14 @@ class SparseConv(SparseMap):
             raise ValueError(f"{name} must be a number, or {self._dims} of them, got {given}.")
         return numbers * self._dims if len(numbers) == 1 else numbers
 
-    def _sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """How many zeros, or other numbers, come before and after the input in each dimension."""
-        if self.padding == "same":
-            whole = [d * (k - 1) for d, k in zip(self._each("dilation"), self.kernel_size, strict=True)]
-            return tuple(n // 2 for n in whole), tuple(n - n // 2 for n in whole)
-        both = (0,) * self._dims if isinstance(self.padding, str) else self._each("padding")
-        return both, both
-
-    def _ahead(self) -> list[int]:
-        """What F.pad pads by before the product, which by itself pads with as many zeros before as after; else none."""
-        before, after = self._sides()
-        if not any(after) or (self.padding_mode == "zeros" and before == after):
-            return []
-        return [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
-
     def _map(self, input: Tensor, indices: Indices) -> Tensor:
-        values, dims, window = self.values, self._dims, self.window
+        values, dims = self.values, self._dims
+        window, ahead = self._moves()
         input = checked_images(input, values, self.in_channels, dims)
         is_one = input.dim() == dims + 1
         if is_one:
             input = input.unsqueeze(0)
-        if ahead := self._ahead():
+        if ahead:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = F.pad(input, ahead, mode).to(input.dtype)  # autocast pads in float32 in some modes
         output = kernels.sparse_convolution(input, values, self.bias, indices, window)

@@ -303,10 +303,12 @@ static int64_t share_begins(const void *starts, int bytes, int64_t columns, int6
 // For library.py, to compare with that of its own declaration.
 int64_t sparsify_convolution_size(void) { return sizeof(convolution); }
 
-// Whether images can be computed with as they are: each connection reads all pixels of a channel one after the other.
+// Whether images can be computed with as they are: each connection reads all pixels of a channel one after the other. One
+// that is padded, and one with a stride, has other pixels; a stride of 1 may stand for another where one pixel comes out.
 static bool can_stay(const convolution *c, int64_t lanes) {
-  return of(c->kernel) == 1 && of(c->stride) == 1 && !c->padding[0] && !c->padding[1] && !c->padding[2] &&
-         of(c->size) >= lanes;
+  for (int i = 0; i < 3; i++)
+    if (c->kernel[i] != 1 || c->stride[i] != 1 || c->padding[i] || c->out_size[i] != c->size[i]) return false;
+  return of(c->size) >= lanes;
 }
 
 // Whether that is faster than to pack them LANES at a time, by what was measured. To pack or unpack a number takes as long
