@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify import SET, SparseLinear, sparsify
+from sparsify import SET, SparseConv2d, SparseLinear, sparsify
 from tests.support.comparing import assert_same
 from tests.support.models import mlp
 
@@ -37,6 +37,16 @@ def test_values_have_the_scale_of_the_sparse_fan_in_and_biases_that_of_the_dense
     assert values.abs().max() == pytest.approx(0.1, rel=0.01)  # a fan-in of 100
     assert values.std() == pytest.approx(0.1 / 3**0.5, rel=0.02)
     assert bias.abs().max() == pytest.approx(1000**-0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **on: SparseLinear(8, 4, 0.5, **on), lambda **on: SparseConv2d(8, 4, 3, 0.5, **on)]
+)
+def test_a_sparse_layer_cannot_be_made_there(make):
+    for call in (lambda: make(device="meta")), (lambda: on_meta(make)):
+        with pytest.raises(ValueError, match="device must have memory, got meta"):
+            call()
+    assert on_meta(lambda: make(device="cpu")).values.device.type == "cpu"
 
 
 def test_topology_and_values_follow_the_seed():

@@ -47,11 +47,17 @@ class SparseMap(SparseLayer):
         dtype: torch.dtype | None,
     ) -> None:
         """Make it a new layer, with a random topology and initial values: see `SparseLinear`."""
+        device = torch.get_default_device() if device is None else torch.device(device)
+        if device.type == "meta":
+            raise ValueError(
+                "device must have memory, got meta: a sparse layer is its connections. Make it on another, or a dense "
+                "layer on meta, which sparsify(model, ...) or start=state_dict makes sparse."
+            )
         nnz = topology.connection_count(check_density(density), shape)
         flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
         values = torch.empty(nnz, device=device, dtype=dtype).copy_(numbers)
         offsets = None if offset is None else nn.Parameter(offset.to(values))
-        self._assemble(shape, flat.to(device or torch.get_default_device()), values, offsets)
+        self._assemble(shape, flat.to(device), values, offsets)
 
     def _assemble(self, shape: Shape, flat: Tensor, values: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__(shape, flat, values)
