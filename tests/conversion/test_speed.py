@@ -32,14 +32,14 @@ def _forgotten(monkeypatch, tmp_path):
 def machine(monkeypatch):
     """A machine on which a dense layer takes 6 ms, a sparse one 1 and as many more as it has thousands of connections;
     in the grid a sparse one 2 ms. It notes what it was asked to measure."""
-    asked = SimpleNamespace(grids=[], layers=[], fails=False)
+    asked = SimpleNamespace(grids=[], layers=[], fails=False, guess=2.0)
 
     def grid(sizes):
         if asked.fails:
             raise Unsteady("it had a core for 50% of the time only")
         asked.grids.append(sizes)
         found = np.full(GRID, np.nan)
-        found[:, : len(sizes), :, 0], found[:, : len(sizes), :, 1:] = 6.0, 2.0
+        found[:, : len(sizes), :, 0], found[:, : len(sizes), :, 1:] = 6.0, asked.guess
         return found
 
     def layer(place, nnz):
@@ -325,6 +325,15 @@ def test_losing_is_decided_anew_until_all_that_becomes_sparse_was_measured(machi
     model, _ = sparsify(model, None, {"0": 0.1, "1": 0.1, "2": 0.1}, skip="losing")
     assert isinstance(model[0], nn.Linear)
     assert len(machine.layers) == 3
+
+
+def test_losing_is_judged_by_what_was_measured_even_where_the_grid_says_that_all_lose(machine):
+    machine.guess = 7.0
+    model = nn.Sequential(nn.Linear(200, 350), nn.Linear(100, 100))
+    report = plan(model, {"0": 0.1, "1": 0.1}, skip="losing", measure=True)
+    assert [row.name for row in report.sparse] == ["1"]
+    with pytest.raises(ValueError, match="each is expected to be slower than dense: '0' 0.75 x"):
+        plan(model, {"0": 0.1}, skip="losing", measure=True)
 
 
 def test_where_times_say_nothing_measuring_is_refused(machine, monkeypatch):

@@ -12,24 +12,32 @@ from sparsify._src.conversion.places import Place
 from sparsify._src.conversion.speed import Use
 
 
-def measured(deciding: Callable[[], Decision], use: Use, again: bool, seen: Seen | None = None) -> tuple[Decision, str]:
+def measured(
+    deciding: Callable[[], Decision],
+    use: Use,
+    seen: Seen | None = None,
+    without_losing: Callable[[], Decision] | None = None,
+) -> tuple[Decision, str]:
     """Decide, and measure the layers that would be sparse.
 
     Args:
-        again: whether what is decided depends on what was measured. Then decide anew until all of it was.
         seen: how an example calls them; None for rows as `use` says.
+        without_losing: `deciding` depends on what was measured, and this does not: it leaves no layer dense because of
+            its speed. Then the layers of this are measured, and all of what is decided by them.
     Returns:
         the decision, and what went wrong.
     """
     try:
         trouble, before = speed.measure(), None
+        if without_losing is not None:  # a first guess may be that all lose
+            trouble = speed.measure(to_measure(without_losing(), use, seen)) or trouble
         while True:
             decision = deciding()
             layers = to_measure(decision, use, seen)
             if layers == before:
                 break
             trouble, before = speed.measure(layers) or trouble, layers
-            if not again:
+            if without_losing is None:
                 break
     except Unsteady as error:
         return deciding(), f"speed: not measured here, because something else used the processor ({error})"

@@ -104,7 +104,10 @@ def plan(
         skipping(() if losing.is_asked(skip) else skip)  # what is wrong with other arguments is told first
         seen = examples.seen(model, example)
         deciding = partial(deciding, use=use, seen=seen)
-    decision, trouble = measured(deciding, use, losing.is_asked(skip), seen) if measure else (deciding(), "")
+    if measure:
+        decision, trouble = measured(deciding, use, seen, partial(skipping, ()) if losing.is_asked(skip) else None)
+    else:
+        decision, trouble = deciding(), ""
     goes_on = density is None and starts.is_by_density(start)
     if not (decision.first or decision.pruned or decision.has_full or goes_on):
         check_dense(model)
