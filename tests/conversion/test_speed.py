@@ -332,7 +332,7 @@ def test_losing_is_judged_by_what_was_measured_even_where_the_grid_says_that_all
     model = nn.Sequential(nn.Linear(200, 350), nn.Linear(100, 100))
     report = plan(model, {"0": 0.1, "1": 0.1}, skip="losing", measure=True)
     assert [row.name for row in report.sparse] == ["1"]
-    with pytest.raises(ValueError, match="each is expected to be slower than dense: '0' 0.75 x"):
+    with pytest.raises(ValueError, match=r"each is expected to be slower than dense: '0' 0\.75 x"):
         plan(model, {"0": 0.1}, skip="losing", measure=True)
 
 

@@ -73,7 +73,8 @@ def sparse_work(place: Place, nnz: int, lanes: int) -> Numbers:
     assert window is not None
     if window.taps == 1 and max(window.stride) > 1 and not any(window.padding):  # pixels that it skips are left out
         least = place._replace(window=window._replace(stride=(1,) * len(place.size)), size=window.out_size(place.size))
-        return sparse_work(least, nnz, lanes) + np.array([0, 0, UNPACKED * (place.elements - least.elements), 0])
+        skipped: Numbers = np.array([0, 0, UNPACKED * (place.elements - least.elements), 0])
+        return skipped + sparse_work(least, nnz, lanes)
     steps, numbers = float(_steps(place, lanes)), float(place.elements)
     unpacked = _steps_unpacked(place, lanes)
     # As native/convolution.c chooses: to pack a number takes as long as .9 vectors, each of which is 1.25 steps.
