@@ -2,16 +2,13 @@
 
 import re
 
-from pygments.lexers import TextLexer
-from sphinx.highlighting import lexers
-
 import sparsify
 
 project = "sparsify"
 author = "The sparsify contributors"
 version = release = sparsify.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"sparsify {version}"
@@ -19,7 +16,7 @@ html_extra_path = ["llms.txt"]
 
 nb_execution_mode = "off"  # notebooks are stored with their outputs; tests/test_notebooks.py runs them
 myst_heading_anchors = 4
-lexers["mermaid"] = TextLexer()  # GitHub draws it; here it is shown as it is written
+myst_fence_as_directive = ["mermaid"]
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
