@@ -134,9 +134,14 @@ def test_windows_of_one_tap_that_skip_pixels(size, stride, batch):
     check_against_dense(Case(2, (4, 5), (1, 1), 0.3, stride, (0, 0), (1, 1), 1, True, size, batch), torch.float32)
 
 
+ONE_TAP = Case(2, (20, 30), (1, 1), 0.1, (1, 1), (0, 0), (1, 1), 2, True, (7, 9), 18)
+
+
 @needs_native
 @settings(deadline=None, max_examples=20)
 @given(case=cases(batches=st.integers(1, 40)), level=st.sampled_from(LEVELS))
+@example(case=ONE_TAP, level=LEVELS[-1])
+@example(case=ONE_TAP._replace(stride=(2, 1), size=(15, 9)), level=LEVELS[-1])
 def test_results_do_not_depend_on_the_number_of_threads(case, level):
     layer, x = case.layer(torch.float32), case.input(torch.float32)
     with pytest.MonkeyPatch.context() as patch:
