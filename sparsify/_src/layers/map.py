@@ -50,8 +50,8 @@ class SparseMap(SparseLayer):
         device = torch.get_default_device() if device is None else torch.device(device)
         if device.type == "meta":
             raise ValueError(
-                "device must have memory, got meta: a sparse layer is its connections. Make it on another, or a dense "
-                "layer on meta, which sparsify(model, ...) or start=state_dict makes sparse."
+                "device must have memory, got meta: a sparse layer is its connections. Make it on another device, or "
+                "make a dense model on meta and call sparsify(model, ...)."
             )
         nnz = topology.connection_count(check_density(density), shape)
         flat, numbers, offset = drawn(shape, nnz, bias, generator or drawn_generator())
