@@ -71,8 +71,8 @@ def sparse_work(place: Place, nnz: int, lanes: int) -> Numbers:
     """How much of each kind of `SPARSE` there is."""
     window = place.window
     assert window is not None
-    if window.taps == 1 and max(window.stride) > 1 and not any(window.padding):  # pixels that it skips are left out
-        least = place._replace(window=window._replace(stride=(1,) * len(place.size)), size=window.out_size(place.size))
+    if window.skips:  # what it does not read is left out
+        least = place._replace(window=window.without_stride, size=window.out_size(place.size))
         skipped: Numbers = np.array([0, 0, UNPACKED * (place.elements - least.elements), 0])
         return skipped + sparse_work(least, nnz, lanes)
     steps, numbers = float(_steps(place, lanes)), float(place.elements)

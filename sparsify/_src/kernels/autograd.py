@@ -30,7 +30,10 @@ def product(
     runs = not compiles and is_direct(input, values, bias)
     if window is not None and not is_traced():  # what torch.jit traces the operator checks, when it runs
         columns = indices.ccol.shape[0] - 1
-        geometry(input, window, columns) if runs else check_input(input.shape, window, columns)
+        if runs:
+            geometry(input, window, columns)  # the same check, which is remembered
+        else:
+            check_input(input.shape, window, columns)
     if bias is not None and bias.dtype != values.dtype:
         raise TypeError(f"bias must have the dtype of the values, {values.dtype}, got {bias.dtype}.")
     if input.dtype != values.dtype:

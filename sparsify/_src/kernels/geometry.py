@@ -15,8 +15,8 @@ class Geometry(NamedTuple):
     """What follows from a window and the size of an image.
 
     out_size: of an image that comes out; it has so many pixels.
-    read: of a window of one tap that skips pixels, those of an input (batch, in_channels, *size) that it reads. The
-        rest is said of images that have these pixels alone, over which it moves by one.
+    read: of a window that `skips` pixels, those that it reads of an input (batch, in_channels, *size). The rest is
+        said of images that have these pixels alone, over which it moves by one.
     places: of an image with its padding; those that are between strides are counted, too.
     convolution: what C is told.
     """
@@ -50,9 +50,9 @@ def _geometry(window: Window, image: tuple[int, ...], columns: int) -> Geometry 
         return None
     size, read = image[1:], None
     out_size = window.out_size(size)
-    if window.taps == 1 and not any(window.padding) and max(window.stride) > 1:
+    if window.skips:
         read = (slice(None), slice(None), *(slice(None, None, stride) for stride in window.stride))
-        size, window = out_size, window._replace(stride=(1,) * len(size))
+        size, window = out_size, window.without_stride
     strides = [1 if length == 1 else stride for length, stride in zip(out_size, window.stride, strict=True)]
     padded = [length + 2 * padding for length, padding in zip(size, window.padding, strict=True)]
     places = prod(length + min(length, stride) for length, stride in zip(padded, window.stride, strict=True))

@@ -51,11 +51,11 @@ def forward(
     """`input @ weight.T + bias`, or the convolution by a window."""
     batch, outs = input.shape[0], indices.crow.shape[0] - 1
     images = None if window is None else _geometry(input, indices, window)
-    if images is not None and images.read:
-        input = input[images.read].contiguous()
     if images is None:
         output = input.new_empty_strided((batch, outs), (outs, 1))  # faster than `new_empty`, here and below
     else:
+        if images.read:
+            input = input[images.read].contiguous()
         output = input.new_empty((batch, outs, *images.out_size))
     if batch and outs:
         held: list[object] = []

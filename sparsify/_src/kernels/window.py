@@ -66,6 +66,16 @@ class Window(NamedTuple):
         return prod(self.kernel_size)
 
     @property
+    def skips(self) -> bool:
+        """Whether it is one tap that leaves pixels out: what it reads, alone, gives the same `without_stride`."""
+        return self.taps == 1 and max(self.stride) > 1 and not any(self.padding)
+
+    @property
+    def without_stride(self) -> "Window":
+        """The same, that moves by one."""
+        return self._replace(stride=(1,) * len(self.stride))
+
+    @property
     def extent(self) -> tuple[int, ...]:
         """The least size of an input without padding."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))

@@ -20,7 +20,7 @@ from sparsify._src.topology import Indices
 Numbers = int | tuple[int, ...]
 
 
-def moves(
+def _find_moves(
     kernel_size: tuple[int, ...],
     stride: tuple[int, ...],
     padding: tuple[int, ...] | str,
@@ -43,7 +43,7 @@ def moves(
     return Window(kernel_size, stride, (0,) * len(kernel_size), dilation, groups), ahead
 
 
-known_moves = lru_cache(maxsize=1024)(moves)
+_known_moves = lru_cache(maxsize=1024)(_find_moves)
 
 
 class SparseConv(SparseMap):
@@ -133,7 +133,7 @@ class SparseConv(SparseMap):
         """The window, and what F.pad pads the input by before."""
         padding = self.padding if isinstance(self.padding, str) else self._each("padding")
         given = self.kernel_size, self._each("stride"), padding, self._each("dilation"), self.groups, self.padding_mode
-        return moves(*given) if torch.compiler.is_compiling() else known_moves(*given)
+        return _find_moves(*given) if torch.compiler.is_compiling() else _known_moves(*given)
 
     def _each(self, name: str) -> tuple[int, ...]:
         """An attribute as a number for each dimension; nn.Conv* takes one for all, too."""

@@ -4,14 +4,15 @@
 // pixel is the sum, over the connections of row o, of a value times the input's channel at that pixel, shifted by the
 // tap. Nothing like im2col is made: a connection is one number times some vectors that begin at an offset.
 //
-// Panels. `width` images at a time, or what is left of the batch, are packed into a panel: (channel, place, lane). It
+// Panels. LANES images at a time, or what is left of the batch, are packed into a panel: (channel, place, lane). It
 // has zeros around each image, as many as `padding`, so that a shift never needs to be looked at. Where there are
 // images enough, lanes are images: one vector is one pixel of LANES images, and every load is aligned. Of a few images
 // lanes are neighbouring places: a vector begins at any number.
 //
 // As it is. A window of one tap that neither pads nor skips reads a channel from its first pixel to its last, as it lies
 // in memory. Then nothing is packed where that is faster (`should_stay`): strips go along the pixels of x and y, and the
-// last one of a channel ends with it, so that it has some pixels of the one before once more.
+// last one of a channel ends with it, so that it has some pixels of the one before once more. Pixels that a window of one
+// tap skips never come here: kernels/geometry.py has left them out.
 //
 // Places. With a stride of s, neighbouring outputs read inputs that are s apart. So places are sorted by phase, what is
 // left when a padded coordinate is divided by the stride: phase after phase, each a grid of the quotients. Within one,
@@ -303,8 +304,8 @@ static int64_t share_begins(const void *starts, int bytes, int64_t columns, int6
 // For library.py, to compare with that of its own declaration.
 int64_t sparsify_convolution_size(void) { return sizeof(convolution); }
 
-// Whether images can be computed with as they are: each connection reads all pixels of a channel one after the other. One
-// that is padded, and one with a stride, has other pixels; a stride of 1 may stand for another where one pixel comes out.
+// Whether images can be computed with as they are: each connection reads all pixels of a channel, one after the other,
+// and as many come out.
 static bool can_stay(const convolution *c, int64_t lanes) {
   for (int i = 0; i < 3; i++)
     if (c->kernel[i] != 1 || c->stride[i] != 1 || c->padding[i] || c->out_size[i] != c->size[i]) return false;

@@ -1,4 +1,4 @@
-// Vectors of BYTES of the type REAL: product_body.h and convolution_body.h begin with this, and end with vectors_end.h.
+// Vectors of BYTES of the type REAL: product_body.h and convolution_body.h begin with this.
 
 #define VECTOR NAME(vector)
 #define LANES ((int)(BYTES / sizeof(REAL)))
